@@ -1,0 +1,33 @@
+.DEFAULT_GOAL := help
+.PHONY: help up test lint check clean
+PYTHON ?= python3
+# extras of pyproject.toml, for example: make up EXTRAS=gpu
+EXTRAS ?=
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@echo 'Settings come from the environment; README.md lists them. For example: PORT=8001 make up'
+
+up: ## set everything up and run it: Postgres, Valkey, worker, settlement, web
+	@$(PYTHON) deploy/install.py $(EXTRAS)
+	@exec .venv/bin/python manage.py up
+
+test: ## set up what the tests need (a browser too), check the code and run all tests
+	@$(PYTHON) deploy/install.py test
+	@.venv/bin/python deploy/browser.py
+	@$(MAKE) --no-print-directory check
+	.venv/bin/python -m pytest -q
+
+lint: ## check style, types and import contracts
+	@$(PYTHON) deploy/install.py test
+	@$(MAKE) --no-print-directory check
+
+check:
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+	.venv/bin/mypy
+
+clean: ## delete what was installed and cached; data in .data stays
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,22 @@
+"""Route every connection: the inference API before Django, WebSockets to the chat, all else to Django."""
+
+import os
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aiscale.settings.base")
+
+from channels.routing import ProtocolTypeRouter
+from django.core.asgi import get_asgi_application
+
+django_application = get_asgi_application()
+
+import aiscale.celery  # noqa: E402, F401  # loaded now, and not by the first request
+from apps.chat.routing import websocket_application  # noqa: E402
+from apps.gateway.asgi import GatewayApplication  # noqa: E402
+
+application = ProtocolTypeRouter(
+    {
+        # /v1/... is answered by plain ASGI (about 2 ms of CPU a request less than through Django); the rest falls through
+        "http": GatewayApplication(fallback=django_application),
+        "websocket": websocket_application,
+    }
+)

@@ -1,0 +1,19 @@
+"""Make the web side's Celery app: it sends jobs to workers' queues, and runs the periodic tasks of Django's apps."""
+
+import os
+
+from celery import Celery
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aiscale.settings.base")
+
+from django.conf import settings
+
+from aiscale.wire.broker import BROKER_OPTIONS
+
+app = Celery("aiscale", broker=settings.REDIS_URL.replace("unix://", "redis+socket://"))
+app.conf.update(**BROKER_OPTIONS, task_default_queue="default", timezone="UTC")
+app.conf.beat_schedule = {
+    # heals the gate's copies of plans, organizations and keys, should a change not have reached Redis
+    "publish-identities": {"task": "aiscale.accounts.publish_all", "schedule": 10.0, "options": {"expires": 10}},
+}
+app.autodiscover_tasks(["apps.accounts", "apps.spend", "apps.inference", "apps.gateway", "apps.chat"])

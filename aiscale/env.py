@@ -1,0 +1,154 @@
+"""Read and type the environment once. Every setting that aiscale takes from outside is declared here, and nowhere else.
+
+A variable ``NAME`` may be given as ``NAME_FILE``, the path of a file that holds it (as container secrets are). A value that
+does not parse ends the process with one line that names the variable, what it holds and what it should hold.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT_DIR = Path(__file__).resolve().parent.parent
+
+
+class BadSetting(SystemExit):
+    """End the process with one clear line about one variable."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"aiscale: the setting {name} {problem}")
+
+
+def read_text(environ: Mapping[str, str], name: str, default: str = "") -> str:
+    """Read a variable or the file that ``NAME_FILE`` names. I/O: one small file, only for ``_FILE``."""
+    if value := environ.get(name):
+        return value
+    if path := environ.get(f"{name}_FILE"):
+        try:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise BadSetting(f"{name}_FILE", f"names {path!r}, which cannot be read: {error.strerror}") from error
+    return default
+
+
+def read_int(environ: Mapping[str, str], name: str, default: int, *, low: int, high: int) -> int:
+    text = read_text(environ, name)
+    if not text:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        raise BadSetting(name, f"is {text!r}; it must be a whole number from {low} to {high}") from None
+    if not low <= value <= high:
+        raise BadSetting(name, f"is {value}; it must be from {low} to {high}")
+    return value
+
+
+def read_bool(environ: Mapping[str, str], name: str, default: bool) -> bool:
+    text = read_text(environ, name).lower()
+    if not text:
+        return default
+    if text in ("1", "true", "yes", "on"):
+        return True
+    if text in ("0", "false", "no", "off"):
+        return False
+    raise BadSetting(name, f"is {text!r}; it must be 1 or 0")
+
+
+def read_list(environ: Mapping[str, str], name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+    text = read_text(environ, name)
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else default
+
+
+@dataclass(frozen=True, kw_only=True)
+class Env:
+    """All of aiscale's settings, typed. Sizes, times and money carry their unit in the name."""
+
+    host: str
+    port: int
+    data_dir: Path
+    models_dir: Path
+    database_url: str
+    """Empty: the embedded Postgres below ``data_dir`` is used (`manage.py up` starts it)."""
+    redis_url: str
+    """Empty: the embedded Valkey below ``data_dir`` is used."""
+    secret_key: str
+    """Empty: `manage.py up` makes one and keeps it in ``data_dir/secret_key``."""
+    debug: bool
+    allowed_hosts: tuple[str, ...]
+    public_url: str
+    email_url: str
+    email_from: str
+    web_workers: int
+    execution_providers: str
+    engine_slots: int
+    engine_threads: int
+    engine_runner: str
+    """``onnx``, or ``fake``: a deterministic runner without a model, for tests of everything around it."""
+    fake_step_ms: int
+    """How long the fake runner takes for a step."""
+    worker_models: tuple[str, ...]
+    """The models that this worker serves; empty: all below ``models_dir``."""
+    context_tokens: int
+    """The longest sequence the engine keeps; a model's own limit may be lower."""
+    worker_concurrency: int
+    queue_limit: int
+    """The most jobs that may wait for one model before the gate answers QUEUE_FULL."""
+    request_deadline_s: int
+    body_limit_bytes: int
+    log_level: str
+
+
+def load(environ: Mapping[str, str] | None = None) -> Env:
+    """Type the environment. I/O: reads ``*_FILE`` secrets. Raises: BadSetting (exits the process with one line)."""
+    e = os.environ if environ is None else environ
+    data_dir = Path(read_text(e, "AISCALE_DATA_DIR", str(ROOT_DIR / ".data"))).expanduser().resolve()
+    host = read_text(e, "HOST", "127.0.0.1")
+    port = read_int(e, "PORT", 8000, low=1, high=65535)
+    runner = read_text(e, "AISCALE_ENGINE_RUNNER", "onnx")
+    if runner not in ("onnx", "fake"):
+        raise BadSetting("AISCALE_ENGINE_RUNNER", f"is {runner!r}; it must be onnx or fake")
+    log_level = read_text(e, "AISCALE_LOG_LEVEL", "INFO").upper()
+    if log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise BadSetting("AISCALE_LOG_LEVEL", f"is {log_level!r}; it must be DEBUG, INFO, WARNING or ERROR")
+    cores = os.cpu_count() or 1
+    return Env(
+        host=host,
+        port=port,
+        data_dir=data_dir,
+        models_dir=Path(read_text(e, "AISCALE_MODELS_DIR", str(data_dir / "models"))).expanduser().resolve(),
+        database_url=_check_url(e, "DATABASE_URL", ("postgres://", "postgresql://")),
+        redis_url=_check_url(e, "REDIS_URL", ("redis://", "rediss://", "unix://")),
+        secret_key=read_text(e, "SECRET_KEY"),
+        debug=read_bool(e, "AISCALE_DEBUG", False),
+        allowed_hosts=read_list(e, "AISCALE_ALLOWED_HOSTS"),
+        public_url=read_text(e, "AISCALE_PUBLIC_URL", f"http://{_connectable(host)}:{port}").rstrip("/"),
+        email_url=_check_url(e, "EMAIL_URL", ("smtp://", "smtps://", "file://", "console://")),
+        email_from=read_text(e, "AISCALE_EMAIL_FROM", "aiscale@localhost"),
+        web_workers=read_int(e, "WEB_WORKERS", max(1, cores // 2), low=1, high=256),
+        execution_providers=read_text(e, "AISCALE_EXECUTION_PROVIDERS"),
+        engine_slots=read_int(e, "AISCALE_ENGINE_SLOTS", 16, low=1, high=512),
+        engine_threads=read_int(e, "AISCALE_ENGINE_THREADS", 0, low=0, high=512),
+        engine_runner=runner,
+        fake_step_ms=read_int(e, "AISCALE_FAKE_STEP_MS", 5, low=0, high=10_000),
+        worker_models=read_list(e, "AISCALE_WORKER_MODELS"),
+        context_tokens=read_int(e, "AISCALE_CONTEXT_TOKENS", 4096, low=128, high=1_048_576),
+        worker_concurrency=read_int(e, "AISCALE_WORKER_CONCURRENCY", 64, low=1, high=1024),
+        queue_limit=read_int(e, "AISCALE_QUEUE_LIMIT", 256, low=1, high=1_000_000),
+        request_deadline_s=read_int(e, "AISCALE_REQUEST_DEADLINE_S", 300, low=5, high=3600),
+        body_limit_bytes=read_int(e, "AISCALE_BODY_LIMIT_BYTES", 4 << 20, low=1024, high=256 << 20),
+        log_level=log_level,
+    )
+
+
+def _check_url(environ: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> str:
+    value = read_text(environ, name)
+    if value and not value.startswith(schemes):
+        # The value may hold a password: it is never repeated.
+        raise BadSetting(name, f"must start with {' or '.join(schemes)}")
+    return value
+
+
+def _connectable(host: str) -> str:
+    """Turn a listening address into one that a client can open."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104

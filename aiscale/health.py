@@ -1,0 +1,91 @@
+"""Say whether this process lives, and whether the whole service can answer."""
+
+import asyncio
+from collections.abc import Callable
+
+from django.db import Error as DatabaseError
+from django.db import connection
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.cache import never_cache
+
+from aiscale import redis as redis_clients
+from aiscale.errors import AiscaleError
+from aiscale.wire import keys
+
+CHECK_TIMEOUT_S = 4.0
+
+
+@never_cache
+async def healthz(request: HttpRequest) -> HttpResponse:
+    """Answer 200: this process takes requests. I/O: none."""
+    return HttpResponse("ok\n", content_type="text/plain")
+
+
+@never_cache
+async def readyz(request: HttpRequest) -> HttpResponse:
+    """Answer 200 when everything that a request needs is there, else 503, and name what is not.
+
+    I/O: one SQL statement and a few Redis trips, each on its own thread.
+    """
+    checks = {"postgres": _check_postgres, "redis": _check_redis, "worker": _check_worker, "models": _check_models}
+    checks["settlement"] = _check_settlement
+    answers = await asyncio.gather(*(_answer(check) for check in checks.values()))
+    found = dict(zip(checks, answers, strict=True))
+    ready = all(answer == "ok" for answer in answers)
+    return JsonResponse({"ready": ready, "checks": found}, status=200 if ready else 503)
+
+
+async def _answer(check: Callable[[], str]) -> str:
+    def run() -> str:
+        try:
+            return check()
+        except redis_clients.UNAVAILABLE:
+            return "Redis does not answer"
+        except DatabaseError:
+            return "Postgres does not answer"
+        except AiscaleError as error:
+            return error.message
+        finally:
+            connection.close()
+
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            return await asyncio.to_thread(run)
+    except TimeoutError:
+        return f"no answer within {CHECK_TIMEOUT_S:g} s"
+
+
+def _check_postgres() -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    return "ok"
+
+
+def _check_redis() -> str:
+    redis_clients.get_sync().ping()
+    return "ok"
+
+
+def _check_worker() -> str:
+    from apps.inference import presence
+
+    return "ok" if presence.list_workers() else "no inference worker is there"
+
+
+def _check_models() -> str:
+    from apps.inference import presence
+    from apps.inference.models import Model
+
+    served: dict[str, set[str]] = {}
+    for worker in presence.list_workers():
+        for slug, version in worker.models.items():
+            served.setdefault(slug, set()).add(version)
+    enabled = dict(Model.objects.filter(is_enabled=True).values_list("slug", "version"))
+    missing = sorted(slug for slug, version in enabled.items() if version not in served.get(slug, set()))
+    if not enabled:
+        return "the catalog is empty"
+    return f"no worker serves {', '.join(missing)}" if missing else "ok"
+
+
+def _check_settlement() -> str:
+    return "ok" if redis_clients.get_sync().exists(keys.SETTLEMENT_PRESENCE) else "settlement does not run"

@@ -1,0 +1,38 @@
+"""Take money from forms: US dollars in, whole nano-US-dollars out."""
+
+from decimal import Decimal
+from typing import Any
+
+from django import forms
+from unfold.widgets import UnfoldAdminDecimalFieldWidget
+
+from aiscale.db import NANOUSD_PER_USD
+
+CEILING_USD = Decimal(9_000_000)
+"""What Lua counts exactly in nano-USD."""
+
+
+class UsdField(forms.DecimalField):
+    """Take US dollars exactly, as a decimal, and give whole nano-US-dollars; never negative (M10)."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        defaults: dict[str, Any] = {
+            "min_value": Decimal(0),
+            "max_value": CEILING_USD,
+            "max_digits": 16,
+            "decimal_places": 9,
+            "widget": UnfoldAdminDecimalFieldWidget,
+        }
+        super().__init__(**defaults | kwargs)
+
+    def clean(self, value: Any) -> int | None:
+        usd = super().clean(value)
+        return None if usd is None else int(usd * NANOUSD_PER_USD)
+
+    def prepare_value(self, value: Any) -> Any:
+        if not isinstance(value, int):
+            return value
+        return f"{(Decimal(value) / NANOUSD_PER_USD).normalize():f}"
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        return bool(super().has_changed(self.prepare_value(initial), data))

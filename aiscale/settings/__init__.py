@@ -1,0 +1,1 @@
+"""Configure Django: ``base`` reads the environment, ``test`` changes what tests need."""

@@ -1,0 +1,208 @@
+"""Django's settings, all driven by ``aiscale.env``. One comment says why for each that is not obvious."""
+
+import hashlib
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from django.urls import reverse_lazy
+
+from aiscale import env as environment
+from aiscale.embedded_urls import embedded_database_url, embedded_redis_url, read_secret_key
+
+ENV = environment.load()
+BASE_DIR = environment.ROOT_DIR
+DEBUG = ENV.debug
+# `manage.py up` makes the key and keeps it in the data directory; servers set SECRET_KEY or SECRET_KEY_FILE.
+SECRET_KEY = ENV.secret_key or read_secret_key(ENV.data_dir)
+PUBLIC_URL = ENV.public_url
+_public = urlsplit(PUBLIC_URL)
+ALLOWED_HOSTS = [*ENV.allowed_hosts, _public.hostname or "localhost", "localhost", "127.0.0.1", "[::1]"]
+CSRF_TRUSTED_ORIGINS = [f"{_public.scheme}://{_public.netloc}"]
+if _public.scheme == "https":
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
+    SECURE_HSTS_SECONDS = 31_536_000
+
+INSTALLED_APPS = [
+    # unfold restyles the admin, so it stands before it
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "servestatic.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "django.contrib.humanize",
+    "rest_framework",
+    "channels",
+    "allauth",
+    "allauth.account",
+    "aiscale",  # its management commands
+    "apps.accounts",
+    "apps.spend",
+    "apps.inference",
+    "apps.gateway",
+    "apps.chat",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "servestatic.middleware.ServeStaticMiddleware",
+    "aiscale.security.ContentSecurityPolicyMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+]
+ROOT_URLCONF = "aiscale.urls"
+ASGI_APPLICATION = "aiscale.asgi.application"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+
+def _database(url: str) -> dict[str, object]:
+    parts = urlsplit(url)
+    options: dict[str, object] = dict(parse_qsl(parts.query))
+    # psycopg's own pool: connections do not climb with concurrent requests (D4)
+    options["pool"] = {"min_size": 1, "max_size": 8, "timeout": 10}
+    host = str(options.pop("host", "") or parts.hostname or "")
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": unquote(parts.path.lstrip("/")) or "postgres",
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": host,
+        "PORT": str(options.pop("port", "") or parts.port or ""),
+        "CONN_HEALTH_CHECKS": True,
+        "OPTIONS": options,
+    }
+
+
+DATABASES = {"default": _database(ENV.database_url or embedded_database_url(ENV.data_dir))}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+REDIS_URL = ENV.redis_url or embedded_redis_url(ENV.data_dir)
+CACHES = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.redis.RedisCache",
+        "LOCATION": REDIS_URL,
+        "KEY_PREFIX": "aiscale:django",
+    }
+}
+SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"
+# each data directory (each checkout) has its own cookies, so two on one host do not log each other out
+_cookie_suffix = hashlib.sha256(str(ENV.data_dir).encode()).hexdigest()[:8]
+SESSION_COOKIE_NAME = f"aiscale_session_{_cookie_suffix}"
+CSRF_COOKIE_NAME = f"aiscale_csrf_{_cookie_suffix}"
+
+AUTH_USER_MODEL = "accounts.User"
+AUTHENTICATION_BACKENDS = [
+    "django.contrib.auth.backends.ModelBackend",
+    "allauth.account.auth_backends.AuthenticationBackend",
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+LOGIN_URL = reverse_lazy("account_login")
+LOGIN_REDIRECT_URL = "/"
+ACCOUNT_ADAPTER = "apps.accounts.adapter.AccountAdapter"
+ACCOUNT_LOGIN_METHODS = {"email"}
+ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*"]
+ACCOUNT_USER_MODEL_USERNAME_FIELD = None
+ACCOUNT_EMAIL_VERIFICATION = "optional"
+ACCOUNT_LOGOUT_ON_GET = False
+ACCOUNT_UNIQUE_EMAIL = True
+ACCOUNT_SESSION_REMEMBER = True
+ACCOUNT_EMAIL_SUBJECT_PREFIX = ""
+
+
+def _email(url: str) -> dict[str, object]:
+    parts = urlsplit(url)
+    if parts.scheme in ("smtp", "smtps"):
+        return {
+            "EMAIL_BACKEND": "django.core.mail.backends.smtp.EmailBackend",
+            "EMAIL_HOST": parts.hostname or "localhost",
+            "EMAIL_PORT": parts.port or (465 if parts.scheme == "smtps" else 25),
+            "EMAIL_HOST_USER": unquote(parts.username or ""),
+            "EMAIL_HOST_PASSWORD": unquote(parts.password or ""),
+            "EMAIL_USE_SSL": parts.scheme == "smtps",
+            "EMAIL_TIMEOUT": 10,
+        }
+    if parts.scheme == "console":
+        return {"EMAIL_BACKEND": "django.core.mail.backends.console.EmailBackend"}
+    # without a mail server, mails are kept as files, so that nothing is lost and `up` can say where they are
+    return {
+        "EMAIL_BACKEND": "django.core.mail.backends.filebased.EmailBackend",
+        "EMAIL_FILE_PATH": parts.path or str(ENV.data_dir / "mail"),
+    }
+
+
+globals().update(_email(ENV.email_url))
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = ENV.email_from
+
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_TZ = True
+STATIC_URL = "/static/"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+STATIC_ROOT = ENV.data_dir / "static"
+# no build step: ServeStatic serves the source folders as they are and lets browsers revalidate
+SERVESTATIC_USE_FINDERS = True
+SERVESTATIC_USE_STATIC_ROOT = False
+SERVESTATIC_ALLOW_ALL_ORIGINS = False
+SERVESTATIC_AUTOREFRESH = False
+SERVESTATIC_MAX_AGE = 60
+
+DATA_UPLOAD_MAX_MEMORY_SIZE = ENV.body_limit_bytes
+X_FRAME_OPTIONS = "DENY"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["rest_framework.authentication.SessionAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+}
+
+# views of Django and DRF are limited by django-ratelimit over the shared Redis cache
+RATELIMIT_USE_CACHE = "default"
+# a Redis that is down must not open the login to guessing
+RATELIMIT_FAIL_OPEN = False
+SILENCED_SYSTEM_CHECKS: list[str] = []
+
+UNFOLD = {
+    "SITE_TITLE": "aiscale",
+    "SITE_HEADER": "aiscale",
+    "SITE_SUBHEADER": "Admin console",
+    "SITE_URL": "/",
+    "SHOW_HISTORY": True,
+    "SHOW_VIEW_ON_SITE": True,
+}
+
+LOGGING_CONFIG = None
+from aiscale.observability import configure_logging  # noqa: E402
+
+configure_logging(ENV.log_level)

@@ -1,0 +1,14 @@
+"""Change what tests need: fast password hashing, mails in memory. ``tests/conftest.py`` sets the addresses before."""
+
+from aiscale.settings.base import *  # noqa: F403
+
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.InMemoryStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+# pytest-django destroys the test database, which an open pool would prevent
+DATABASES["default"]["OPTIONS"].pop("pool", None)  # type: ignore[attr-defined]  # noqa: F405
+# tests that commit empty all tables afterwards, which the ledger's triggers refuse elsewhere
+DATABASES["default"]["OPTIONS"]["options"] = "-c aiscale.allow_truncate=on"  # type: ignore[index]  # noqa: F405

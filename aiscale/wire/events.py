@@ -1,0 +1,83 @@
+"""State what a worker says back. Events of one job are numbered from 0 without a gap; `Finished` is always the last, and
+comes exactly once (see ``aiscale/wire/lua/finish.lua``).
+"""
+
+from typing import Literal
+
+import msgspec
+
+from aiscale.wire.jobs import BillingTag
+
+FinishReason = Literal["stop", "length", "cancelled", "killed", "deadline", "error"]
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
+    """A worker took the job. Sent again, with a higher ``attempt``, when another worker had to take over."""
+
+    job_id: str
+    seq: int
+    worker_id: str
+    attempt: int
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
+    """New text since the last event. ``completion_tokens`` counts all tokens made so far."""
+
+    job_id: str
+    seq: int
+    text: str
+    completion_tokens: int
+
+
+class Encoded(msgspec.Struct, frozen=True, kw_only=True, tag="encoded"):
+    """The vectors of an EncodeJob: float32, C order, ``[count, dimensions]``; inline, or under ``result_key`` when large (S4)."""
+
+    job_id: str
+    seq: int
+    count: int
+    dimensions: int
+    vectors: bytes | None = None
+    result_key: str | None = None
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
+    """The end of a job, however it ended, with all that settlement and transcripts need.
+
+    What was made is paid for, whoever stopped it; an ``error`` is not charged. ``text`` is the whole answer of a job
+    with ``keep_log`` (bounded by the model's context), else None.
+    """
+
+    job_id: str
+    seq: int
+    kind: Literal["generate", "encode"]
+    model: str
+    model_version: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    billing: BillingTag
+    error_code: str | None = None
+    error_message: str | None = None
+    text: str | None = None
+    worker_id: str = ""
+    queued_ms: int = 0
+    first_token_ms: int | None = None
+    duration_ms: int = 0
+    finished_at_ms: int = 0
+
+
+Event = Started | Delta | Encoded | Finished
+
+
+class Control(msgspec.Struct, frozen=True, kw_only=True):
+    """An order to every process, sent on ``keys.CONTROL_CHANNEL``.
+
+    ``cancel``: drop ``job_id``. ``kill``: end and refuse everything of ``scope`` (``site``, ``model:<slug>``,
+    ``organization:<id>``). ``release``: the scope works again. ``refresh``: the named Redis or in-process copy
+    (``scope`` = ``key:<digest>``, ``plan:<slug>``, ``catalog`` ...) is stale.
+    """
+
+    order: Literal["cancel", "kill", "release", "refresh"]
+    job_id: str = ""
+    scope: str = ""
+    reason: str = ""

@@ -1,0 +1,130 @@
+"""Name every Redis key, stream and channel, with its type, its life and its only writer.
+
+All live below ``aiscale:``. Nothing here does I/O.
+"""
+
+PREFIX = "aiscale:"
+
+# --- job protocol: written only through the scripts of aiscale/wire/lua ----------------------------------------------------
+
+LEASES = PREFIX + "leases"
+"""Sorted set: job id -> epoch ms at which nobody answers for it any more. Queued: the job's deadline. Running: pushed ahead by
+the worker's heartbeat. The reaper looks at what has passed."""
+
+LEASE_MS = 6_000
+HEARTBEAT_MS = 1_000
+MAX_ATTEMPTS = 3
+
+FINISHED = PREFIX + "finished"
+"""Stream, one `Finished` an entry (field ``0``). Consumer groups: ``settlement`` (spend), ``transcripts`` (chat). Trimmed by
+settlement behind what both have acknowledged; never by length, since it is money."""
+
+FINISHED_DEAD = PREFIX + "finished:dead"
+"""Stream: entries of `FINISHED` that settlement cannot charge: ``0`` as it was, ``id`` its place, ``reason``. Written by settlement; kept
+until a person has looked."""
+
+GROUP_SETTLEMENT = "settlement"
+GROUP_TRANSCRIPTS = "transcripts"
+
+JOB_RECORD_AFTER_S = 600
+JOB_LOG_TTL_S = 3_600
+
+
+def job_record(job_id: str) -> str:
+    """Hash: kind, payload (JSON job), queue, state (queued|running|done), attempt, worker, streamed (0|1), cancelled (reason)."""
+    return f"{PREFIX}job:{job_id}"
+
+
+def job_log(job_id: str) -> str:
+    """Stream: the events of a job with ``keep_log``, fields ``0``, ``1``...; for browsers that come back. Lives `JOB_LOG_TTL_S`."""
+    return f"{PREFIX}joblog:{job_id}"
+
+
+def job_result(job_id: str) -> str:
+    """String: vectors too large for an event. Lives two minutes. Written by the worker."""
+    return f"{PREFIX}result:{job_id}"
+
+
+def replies(process_id: str) -> str:
+    """Stream: events for one web process, fields ``0``, ``1``... an entry. Written by workers and the reaper, capped at about
+    `REPLIES_MAXLEN` entries; lives `REPLIES_TTL_S` past the reader's last refresh."""
+    return f"{PREFIX}replies:{process_id}"
+
+
+REPLIES_MAXLEN = 50_000
+REPLIES_TTL_S = 120
+
+# --- control -----------------------------------------------------------------------------------------------------------------
+
+CONTROL_CHANNEL = PREFIX + "control"
+"""Pub/sub: encoded `Control`. Anyone may order; what must not be missed is also in a key (KILLED, the job's record)."""
+
+KILLED = PREFIX + "killed"
+"""Hash: scope (``site``, ``model:<slug>``, ``organization:<id>``) -> reason. Written by spend.killswitch alone; no TTL. The field
+`KILLED_LOADED` is always in it: without it the gate knows that the hash was lost, and lets nobody pass before it is rebuilt."""
+
+KILLED_LOADED = "loaded"
+
+
+def worker_presence(worker_id: str) -> str:
+    """String: JSON {worker_id, models: {slug: version}, providers, running, waiting, started_at_ms}. Written by that worker each
+    `HEARTBEAT_MS`, lives 5 s."""
+    return f"{PREFIX}worker:{worker_id}"
+
+
+WORKER_PRESENCE_TTL_S = 5
+WORKER_PRESENCE_PATTERN = PREFIX + "worker:*"
+
+SETTLEMENT_PRESENCE = PREFIX + "settlement:alive"
+"""String: epoch ms. Written by the settlement process every second, lives 5 s."""
+
+# --- identity, as the gate sees it: written by accounts.mirror alone -----------------------------------------------------------
+
+
+def api_key(digest: str) -> str:
+    """Hash by the key's sha256 hex: key_id, organization_id, user_id, state (active|revoked|expired), expires_at_ms ('' = never)."""
+    return f"{PREFIX}key:{digest}"
+
+
+def organization(organization_id: str) -> str:
+    """Hash: plan (slug), state (active|suspended)."""
+    return f"{PREFIX}org:{organization_id}"
+
+
+def plan(slug: str) -> str:
+    """Hash: requests_per_window, window_s, max_in_flight, monthly_limit_nanousd, models ('*' or comma-separated slugs)."""
+    return f"{PREFIX}plan:{slug}"
+
+
+# --- money and limits: written by spend alone ------------------------------------------------------------------------------------
+
+
+def spend(organization_id: str) -> str:
+    """Hash: period (YYYY-MM, UTC), spent_nanousd, held_nanousd, limit_nanousd (the organization's own limit, '' = the plan's),
+    version (raised whenever spent or limit changes). The fast copy; rebuilt from the ledger when ``period`` is missing."""
+    return f"{PREFIX}spend:{organization_id}"
+
+
+def holds(organization_id: str) -> str:
+    """Sorted set: job id -> epoch ms at which its hold expires. Its cardinality is the requests in flight."""
+    return f"{PREFIX}holds:{organization_id}"
+
+
+def hold_amounts(organization_id: str) -> str:
+    """Hash: job id -> held nano-USD, for each member of `holds`."""
+    return f"{PREFIX}holdamounts:{organization_id}"
+
+
+def rate(organization_id: str) -> str:
+    """Hash: index of a sixtieth of the window -> requests, and ``unit_ms``, that sixtieth's length. Lives one window."""
+    return f"{PREFIX}rate:{organization_id}"
+
+
+def queue_depth(model: str) -> str:
+    """Sorted set: queued job id -> deadline ms, of one model; members leave when a worker claims them. Written by the job scripts."""
+    return f"{PREFIX}queued:{model}"
+
+
+def celery_queue(model: str) -> str:
+    """Celery queue of one model."""
+    return f"model.{model}"

@@ -1,0 +1,140 @@
+"""Show people, organizations, plans and keys. Nothing here shows a key or its digest."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
+from django.contrib.auth.models import Group
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+
+from aiscale.db import format_usd
+from aiscale.money_forms import UsdField
+from apps.accounts.keys import revoke_key
+from apps.accounts.models import ApiKey, Membership, Organization, Plan, User
+from apps.accounts.organizations import ensure_personal_organization
+
+admin.site.unregister(Group)
+
+
+class CreationForm(UserCreationForm):  # type: ignore[misc]
+    class Meta:
+        model = User
+        fields = ("email",)
+
+
+class MembershipInline(TabularInline):  # type: ignore[misc]
+    model = Membership
+    extra = 0
+    fields = ["user", "organization", "role"]
+    autocomplete_fields = ["user", "organization"]
+
+
+@admin.register(User)
+class UserAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[misc,type-arg]
+    form = UserChangeForm
+    add_form = CreationForm
+    change_password_form = AdminPasswordChangeForm
+    ordering = ["email"]
+    list_display = ["email", "public_id", "is_active", "is_staff", "date_joined", "last_login"]
+    list_filter = ["is_active", "is_staff", "is_superuser"]
+    search_fields = ["email", "=public_id", "first_name", "last_name"]
+    readonly_fields = ["public_id", "last_login", "date_joined"]
+    filter_horizontal = ["user_permissions"]
+    fieldsets = [
+        (None, {"fields": ["email", "password", "public_id"]}),
+        ("Person", {"fields": ["first_name", "last_name", "date_joined", "last_login"]}),
+        ("Rights", {"fields": ["is_active", "is_staff", "is_superuser", "user_permissions"]}),
+    ]
+    add_fieldsets = [(None, {"classes": ["wide"], "fields": ["email", "password1", "password2"]})]
+    inlines = [MembershipInline]
+
+    def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        ensure_personal_organization(obj)
+        # who is shut out has keys that are shut out
+        for key in obj.api_keys.select_related("organization", "created_by"):
+            key.save(update_fields=["updated_at"])
+
+    def get_inlines(self, request: HttpRequest, obj: User | None) -> list[Any]:
+        return [MembershipInline] if obj else []
+
+
+@admin.register(Organization)
+class OrganizationAdmin(ModelAdmin):  # type: ignore[misc]
+    list_display = ["name", "public_id", "plan", "is_active", "created_at"]
+    list_filter = ["plan", "is_active"]
+    search_fields = ["name", "=public_id", "memberships__user__email"]
+    readonly_fields = ["public_id", "personal_of", "created_at", "updated_at"]
+    fields = ["name", "public_id", "plan", "is_active", "personal_of", "created_at", "updated_at"]
+    list_select_related = ["plan"]
+    inlines = [MembershipInline]
+
+
+class PlanForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs alone
+    monthly_limit_nanousd = UsdField(label="Monthly spend limit (USD)")
+
+    class Meta:
+        model = Plan
+        exclude = ["public_id"]
+
+    def clean_allowed_models(self) -> list[str]:
+        names = self.cleaned_data["allowed_models"]
+        if not isinstance(names, list) or not all(isinstance(name, str) and name and "," not in name for name in names):
+            raise forms.ValidationError(
+                'Write a list of model names, such as ["smollm2-135m-instruct"], or [] for all.'
+            )
+        return names
+
+
+@admin.register(Plan)
+class PlanAdmin(ModelAdmin):  # type: ignore[misc]
+    form = PlanForm
+    list_display = ["name", "slug", "requests", "max_in_flight", "monthly_limit", "max_output_tokens", "priority"]
+    ordering = ["monthly_limit_nanousd"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Plan | None = None) -> list[str]:
+        # running requests and the mirror know a plan by its slug
+        return ["slug"] if obj else []
+
+    @admin.display(description="requests")
+    def requests(self, plan: Plan) -> str:
+        return f"{plan.requests_per_window} in {plan.window_s} s"
+
+    @admin.display(description="monthly limit", ordering="monthly_limit_nanousd")
+    def monthly_limit(self, plan: Plan) -> str:
+        return format_usd(plan.monthly_limit_nanousd)
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(ModelAdmin):  # type: ignore[misc]
+    list_display = ["__str__", "ending", "organization", "created_by", "created_at", "expires_at", "revoked_at"]
+    list_filter = ["revoked_at"]
+    search_fields = ["name", "=public_id", "=hint", "organization__name", "created_by__email"]
+    list_select_related = ["organization", "created_by"]
+    fields = ["name", "public_id", "ending", "organization", "created_by", "created_at", "expires_at", "revoked_at"]
+    readonly_fields = ["public_id", "ending", "organization", "created_by", "created_at", "revoked_at"]
+    actions = ["revoke_selected"]
+
+    @admin.display(description="ends in")
+    def ending(self, key: ApiKey) -> str:
+        return f"…{key.hint}"
+
+    @admin.action(description="Revoke the selected keys")
+    def revoke_selected(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
+        count = 0
+        for key in queryset.filter(revoked_at=None).select_related("organization", "created_by"):
+            revoke_key(key)
+            count += 1
+        messages.success(request, f"{count} keys are revoked and refused from now on.")
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Keys are made where they can be shown once: on the keys page, or by ``create_api_key``."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
+        """A revoked key stays, so that usage can be told apart."""
+        return False

@@ -1,0 +1,185 @@
+"""Tell who is asking: the caller of a request, and the limits of their plan."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+from django.db import connection
+
+from aiscale import redis as redis_clients
+from aiscale.errors import AiscaleError, Code
+from aiscale.wire import keys
+
+T = TypeVar("T")
+PLAN_CACHE_S = 1.0
+UNKNOWN_CACHE_S = 5.0
+UNKNOWN_CACHE_MAX = 10_000
+
+_plans: dict[str, tuple[float, "PlanLimits"]] = {}
+_unknown: dict[str, float] = {}
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Name who asks and who pays. All are public ids; ``plan`` is a slug. A browser session has no key."""
+
+    organization_id: str
+    user_id: str | None
+    key_id: str | None
+    key_digest: str | None
+    plan: str
+
+
+class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """State a plan's limits. ``models`` is empty when all are allowed."""
+
+    slug: str
+    name: str
+    max_output_tokens: int
+    priority: int
+    requests_per_window: int
+    window_s: int
+    max_in_flight: int
+    monthly_limit_nanousd: int
+    models: tuple[str, ...]
+
+    def allows(self, model: str) -> bool:
+        return not self.models or model in self.models
+
+
+def hash_key(raw: str) -> str:
+    """Return the sha256 by which a key is known. Keys hold 256 random bits, so no salt or slow hash is needed."""
+    return hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+async def get_by_key(raw: str) -> Caller:
+    """Find the caller of an API key.
+
+    I/O: one Redis trip; SQL when Redis does not know the key, at most once in five seconds for the same wrong one.
+    Raises: AiscaleError (INVALID_API_KEY, KEY_REVOKED, KEY_EXPIRED, BACKEND_UNAVAILABLE).
+    """
+    digest = hash_key(raw)
+    if _unknown.get(digest, 0.0) > time.monotonic():
+        raise _invalid()
+    caller = await _read_caller(digest)
+    if caller is None:
+        if not await on_thread(lambda: _load_key(digest)):
+            _remember_unknown(digest)
+            raise _invalid()
+        caller = await _read_caller(digest)
+    if caller is None:
+        raise redis_clients.unavailable()
+    return caller
+
+
+async def get_by_user(user_id: str) -> Caller:
+    """Make the caller of a browser session: the user and their personal organization. ``user_id`` is the public id.
+
+    I/O: two SQL statements. Raises: AiscaleError (ACCOUNT_INACTIVE).
+    """
+    return await on_thread(lambda: _get_by_user(user_id))
+
+
+async def get_plan(slug: str) -> PlanLimits:
+    """Return a plan's limits, at most a second old. I/O: one SQL statement a second. Raises: AiscaleError (NOT_FOUND)."""
+    known = _plans.get(slug)
+    if known is not None and known[0] > time.monotonic():
+        return known[1]
+    plan = await on_thread(lambda: _read_plan(slug))
+    _plans[slug] = (time.monotonic() + PLAN_CACHE_S, plan)
+    return plan
+
+
+async def on_thread(work: Callable[[], T]) -> T:
+    """Do blocking work with the database off the event loop, and give its connection back."""
+
+    def run() -> T:
+        try:
+            return work()
+        finally:
+            connection.close()
+
+    return await asyncio.to_thread(run)
+
+
+async def _read_caller(digest: str) -> Caller | None:
+    client: Any = redis_clients.get_async()
+    try:
+        fields = await client.hgetall(keys.api_key(digest))
+        plan = await client.hget(keys.organization(fields[b"organization_id"].decode()), "plan") if fields else None
+    except redis_clients.UNAVAILABLE as error:
+        raise redis_clients.unavailable() from error
+    if not fields or plan is None:
+        return None
+    text = {name.decode(): value.decode() for name, value in fields.items()}
+    _check(text["state"], text["expires_at_ms"])
+    return Caller(
+        organization_id=text["organization_id"],
+        user_id=text["user_id"],
+        key_id=text["key_id"],
+        key_digest=digest,
+        plan=plan.decode(),
+    )
+
+
+def _check(state: str, expires_at_ms: str) -> None:
+    if state == "revoked":
+        raise AiscaleError(Code.KEY_REVOKED, "This API key was revoked. Make a new one on the API keys page.")
+    if state == "expired" or (expires_at_ms and int(expires_at_ms) <= time.time_ns() // 1_000_000):
+        raise AiscaleError(Code.KEY_EXPIRED, "This API key has expired. Make a new one on the API keys page.")
+
+
+def _invalid() -> AiscaleError:
+    return AiscaleError(
+        Code.INVALID_API_KEY, "Incorrect API key provided. Check it, or make a new one on the API keys page."
+    )
+
+
+def _remember_unknown(digest: str) -> None:
+    if len(_unknown) >= UNKNOWN_CACHE_MAX:
+        _unknown.clear()
+    _unknown[digest] = time.monotonic() + UNKNOWN_CACHE_S
+
+
+def _load_key(digest: str) -> bool:
+    from apps.accounts import mirror
+
+    return mirror.load_key(digest)
+
+
+def _get_by_user(user_id: str) -> Caller:
+    from apps.accounts.models import User
+    from apps.accounts.organizations import ensure_personal_organization
+
+    user = User.objects.filter(public_id=user_id, is_active=True).first()
+    if user is None:
+        raise AiscaleError(Code.ACCOUNT_INACTIVE, "This account is not active. Ask the administrator of this service.")
+    organization = ensure_personal_organization(user)
+    return Caller(
+        organization_id=organization.public_id,
+        user_id=user.public_id,
+        key_id=None,
+        key_digest=None,
+        plan=organization.plan.slug,
+    )
+
+
+def _read_plan(slug: str) -> PlanLimits:
+    from apps.accounts.models import Plan
+
+    plan = Plan.objects.filter(slug=slug).first()
+    if plan is None:
+        raise AiscaleError(Code.NOT_FOUND, f"There is no plan {slug!r}.")
+    return PlanLimits(
+        slug=plan.slug,
+        name=plan.name,
+        max_output_tokens=plan.max_output_tokens,
+        priority=plan.priority,
+        requests_per_window=plan.requests_per_window,
+        window_s=plan.window_s,
+        max_in_flight=plan.max_in_flight,
+        monthly_limit_nanousd=plan.monthly_limit_nanousd,
+        models=tuple(plan.allowed_models),
+    )

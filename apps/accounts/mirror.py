@@ -1,0 +1,102 @@
+"""Keep in Redis what the gate must know of keys, organizations and plans. Nobody else writes these hashes.
+
+Postgres is the truth. A mirror that could not be written is brought over by `publish_all`, which a periodic task calls.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from django.db import connection, transaction
+
+from aiscale import redis as redis_clients
+from aiscale.wire import keys
+from aiscale.wire.codec import encode_control
+from aiscale.wire.events import Control
+from apps.accounts.callers import Caller
+from apps.accounts.models import ApiKey, Organization, Plan
+
+log = logging.getLogger(__name__)
+
+
+def publish_key(key: ApiKey) -> None:
+    """Mirror one key once the surrounding transaction commits. I/O: one Redis trip."""
+    expires_at_ms = int(key.expires_at.timestamp() * 1000) if key.expires_at else ""
+    fields = {
+        "key_id": key.public_id,
+        "organization_id": key.organization.public_id,
+        "user_id": key.created_by.public_id,
+        "state": key.state,
+        "expires_at_ms": expires_at_ms,
+    }
+    _publish(keys.api_key(key.digest), fields, f"key:{key.digest}")
+
+
+def publish_organization(organization: Organization) -> None:
+    """Mirror one organization once the surrounding transaction commits. I/O: one Redis trip."""
+    fields = {"plan": organization.plan.slug, "state": "active" if organization.is_active else "suspended"}
+    _publish(keys.organization(organization.public_id), fields, f"organization:{organization.public_id}")
+
+
+def publish_plan(plan: Plan) -> None:
+    """Mirror one plan once the surrounding transaction commits. I/O: one Redis trip."""
+    fields = {
+        "requests_per_window": plan.requests_per_window,
+        "window_s": plan.window_s,
+        "max_in_flight": plan.max_in_flight,
+        "monthly_limit_nanousd": plan.monthly_limit_nanousd,
+        "models": ",".join(plan.allowed_models) or "*",
+    }
+    _publish(keys.plan(plan.slug), fields, f"plan:{plan.slug}")
+
+
+def publish_all() -> None:
+    """Mirror every plan, organization and key. I/O: three SQL statements, one Redis trip a row."""
+    for plan in Plan.objects.iterator():
+        publish_plan(plan)
+    for organization in Organization.objects.select_related("plan").iterator():
+        publish_organization(organization)
+    for key in ApiKey.objects.select_related("organization", "created_by").iterator():
+        publish_key(key)
+
+
+async def load(caller: Caller) -> None:
+    """Refill what the gate needs to know of one caller. I/O: SQL, up to three Redis trips. Raises: RedisError."""
+    await asyncio.to_thread(_load, caller)
+
+
+def load_key(digest: str) -> bool:
+    """Refill one key and its organization and plan. False when there is no such key. I/O: SQL, Redis. Raises: RedisError."""
+    key = ApiKey.objects.select_related("organization__plan", "created_by").filter(digest=digest).first()
+    if key is None:
+        return False
+    publish_plan(key.organization.plan)
+    publish_organization(key.organization)
+    publish_key(key)
+    return True
+
+
+def _load(caller: Caller) -> None:
+    try:
+        found = Organization.objects.select_related("plan").filter(public_id=caller.organization_id).first()
+        if found is not None:
+            publish_plan(found.plan)
+            publish_organization(found)
+        if caller.key_digest:
+            load_key(caller.key_digest)
+    finally:
+        connection.close()
+
+
+def _publish(name: str, fields: dict[str, Any], scope: str) -> None:
+    transaction.on_commit(lambda: _write(name, fields, scope))
+
+
+def _write(name: str, fields: dict[str, Any], scope: str) -> None:
+    try:
+        pipeline: Any = redis_clients.get_sync().pipeline(transaction=True)
+        pipeline.hset(name, mapping=fields)
+        pipeline.publish(keys.CONTROL_CHANNEL, encode_control(Control(order="refresh", scope=scope)))
+        pipeline.execute()
+    except redis_clients.UNAVAILABLE:
+        log.exception("%s is saved, and reaches the gate once Redis answers", scope)

@@ -1,0 +1,169 @@
+"""Keep users, the organizations that pay for them, their plans and their keys."""
+
+from typing import Any, ClassVar
+
+from django.contrib.auth.models import AbstractUser
+from django.contrib.auth.models import UserManager as DjangoUserManager
+from django.db import models
+from django.db.models.functions import Lower
+from django.utils import timezone
+
+from aiscale.db import NANOUSD_PER_USD, NanoUsdField, Row, make_public_id
+from aiscale.wire.broker import PRIORITY_STEPS
+
+
+class UserManager(DjangoUserManager["User"]):
+    """Make users by e-mail address alone."""
+
+    def create_user(self, email: str, password: str | None = None, **fields: Any) -> "User":  # type: ignore[override]
+        if not email:
+            raise ValueError("a user needs an e-mail address")
+        user = self.model(email=self.normalize_email(email).lower(), **fields)
+        user.set_password(password)
+        user.save(using=self._db)
+        return user
+
+    def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> "User":  # type: ignore[override]
+        return self.create_user(email, password, **{"is_staff": True, "is_superuser": True, **fields})
+
+    def get_by_natural_key(self, username: str | None) -> "User":
+        return self.get(email__iexact=username)
+
+
+class User(AbstractUser):
+    """Be a person, known by an e-mail address of any case."""
+
+    username = None  # type: ignore[assignment]
+    public_id = models.CharField(max_length=40, unique=True, editable=False)
+    email = models.EmailField("e-mail address", unique=True)
+
+    USERNAME_FIELD = "email"
+    REQUIRED_FIELDS: ClassVar[list[str]] = []
+    objects = UserManager()  # type: ignore[misc]
+
+    class Meta:
+        constraints = [models.UniqueConstraint(Lower("email"), name="user_email_once_in_any_case")]
+
+    def __str__(self) -> str:
+        return self.email
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if not self.public_id:
+            self.public_id = make_public_id("usr")
+        super().save(*args, **kwargs)
+
+
+class Plan(Row):
+    """Say what an organization may do, and how much of it. Changes reach every process within a second."""
+
+    PUBLIC_ID_PREFIX = "plan"
+
+    slug = models.SlugField(max_length=64, unique=True)
+    name = models.CharField(max_length=80)
+    requests_per_window = models.PositiveIntegerField()
+    window_s = models.PositiveIntegerField("window, seconds")
+    max_in_flight = models.PositiveIntegerField("requests in flight")
+    monthly_limit_nanousd = NanoUsdField("monthly spend limit")
+    allowed_models = models.JSONField(default=list, blank=True, help_text="Model names; empty allows all.")
+    max_output_tokens = models.PositiveIntegerField(default=1024)
+    priority = models.PositiveSmallIntegerField(
+        default=PRIORITY_STEPS[-1],
+        choices=[(step, f"{step}{' (most urgent)' if step == 0 else ''}") for step in PRIORITY_STEPS],
+    )
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="plan_is_possible",
+                condition=models.Q(
+                    requests_per_window__gte=1,
+                    window_s__gte=1,
+                    max_in_flight__gte=1,
+                    monthly_limit_nanousd__gte=0,
+                    monthly_limit_nanousd__lte=9_000_000 * NANOUSD_PER_USD,
+                    max_output_tokens__gte=1,
+                ),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        from apps.accounts import mirror
+
+        super().save(*args, **kwargs)
+        mirror.publish_plan(self)
+
+
+class Organization(Row):
+    """Pay for requests. A personal one belongs to one user."""
+
+    PUBLIC_ID_PREFIX = "org"
+
+    name = models.CharField(max_length=120)
+    plan = models.ForeignKey(Plan, on_delete=models.PROTECT, related_name="organizations")
+    is_active = models.BooleanField(default=True, help_text="A suspended organization is refused everything.")
+    personal_of = models.OneToOneField(
+        User, on_delete=models.CASCADE, null=True, blank=True, related_name="personal_organization"
+    )
+
+    def __str__(self) -> str:
+        return self.name
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        from apps.accounts import mirror
+
+        super().save(*args, **kwargs)
+        mirror.publish_organization(self)
+
+
+class Membership(Row):
+    """Let a user act for an organization."""
+
+    PUBLIC_ID_PREFIX = "mem"
+
+    class Role(models.TextChoices):
+        OWNER = "owner"
+        ADMIN = "admin"
+        MEMBER = "member"
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="memberships")
+    organization = models.ForeignKey(Organization, on_delete=models.CASCADE, related_name="memberships")
+    role = models.CharField(max_length=16, choices=Role.choices, default=Role.MEMBER)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["user", "organization"], name="member_once")]
+
+    def __str__(self) -> str:
+        return f"{self.user} in {self.organization}"
+
+
+class ApiKey(Row):
+    """Let a program act for an organization. Only the key's sha256 is kept; ``hint`` is its last four characters."""
+
+    PUBLIC_ID_PREFIX = "key"
+
+    organization = models.ForeignKey(Organization, on_delete=models.CASCADE, related_name="api_keys")
+    created_by = models.ForeignKey(User, on_delete=models.CASCADE, related_name="api_keys")
+    name = models.CharField(max_length=80, blank=True)
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    hint = models.CharField(max_length=4, editable=False)
+    revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True)
+
+    def __str__(self) -> str:
+        return self.name or f"…{self.hint}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        from apps.accounts import mirror
+
+        super().save(*args, **kwargs)
+        mirror.publish_key(self)
+
+    @property
+    def state(self) -> str:
+        """``active``, ``revoked`` or ``expired``."""
+        if self.revoked_at is not None or not self.created_by.is_active:
+            return "revoked"
+        return "expired" if self.expires_at is not None and self.expires_at <= timezone.now() else "active"

@@ -1,0 +1,128 @@
+"""Talk with one browser over one WebSocket."""
+
+import asyncio
+import logging
+from typing import Any
+
+from channels.generic.websocket import AsyncWebsocketConsumer
+from django.db import Error as DatabaseError
+
+from aiscale import redis as redis_clients
+from aiscale.errors import AiscaleError, Code
+from apps.accounts.callers import on_thread
+from apps.chat import answers, frames, turns
+from apps.chat.frames import MAX_FRAME_BYTES, Ping, Resume, Send, Stop, read_frame, write_error, write_frame
+from apps.inference import queue
+
+log = logging.getLogger(__name__)
+
+NO_SESSION, TOO_LARGE = 4401, 1009
+MAX_STREAMS = 8
+STOP_TRIES = 10
+
+
+class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
+    """Read frames and answer them; several answers may stream at once. Leaving stops no answer."""
+
+    async def connect(self) -> None:
+        user = self.scope.get("user")
+        self._streams: dict[str, asyncio.Task[None]] = {}
+        # accepted first: a browser sees a close code only of a connection that was open
+        await self.accept()
+        if user is None or not user.is_authenticated:
+            await self.close(code=NO_SESSION)
+            return
+        self._user_id: str = user.public_id
+
+    async def disconnect(self, code: int) -> None:
+        for task in self._streams.values():
+            task.cancel()
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        if not hasattr(self, "_user_id"):
+            return
+        if text_data is None or len(text_data) > MAX_FRAME_BYTES or len(text_data.encode()) > MAX_FRAME_BYTES:
+            message = f"A frame must be text of at most {MAX_FRAME_BYTES} bytes."
+            await self.send(write_error(AiscaleError(Code.BODY_TOO_LARGE, message)))
+            await self.close(code=TOO_LARGE)
+            return
+        frame: frames.ClientFrame | None = None
+        try:
+            frame = read_frame(text_data)
+            await self._obey(frame)
+        except AiscaleError as error:
+            await self.send(write_error(error, client_id=getattr(frame, "client_id", None)))
+        except (*redis_clients.UNAVAILABLE, DatabaseError) as error:
+            log.error("a frame could not be answered: %s", error)
+            await self.send(write_error(redis_clients.unavailable(), client_id=getattr(frame, "client_id", None)))
+
+    async def _obey(self, frame: frames.ClientFrame) -> None:
+        if isinstance(frame, Ping):
+            await self.send(write_frame("pong"))
+            return
+        if not await on_thread(self._has_session):
+            await self.close(code=NO_SESSION)
+            return
+        if isinstance(frame, Send):
+            await self._begin(frame)
+        elif isinstance(frame, Stop):
+            await self._stop(frame.message_id)
+        elif isinstance(frame, Resume):
+            await self._resume(frame.message_id)
+
+    def _has_session(self) -> bool:
+        """Tell whether the browser is still logged in: a log-out in another tab ends this one, too. I/O: one SQL statement."""
+        session: Any = self.scope["session"]
+        return bool(session.session_key) and session.exists(session.session_key)
+
+    async def _begin(self, frame: Send) -> None:
+        self._check_streams()
+        turn = await turns.begin(self._user_id, frame.conversation_id, frame.model, frame.text, frame.client_id)
+        await self.send(
+            write_frame(
+                "turn",
+                client_id=frame.client_id,
+                conversation_id=turn.conversation_id,
+                title=turn.title,
+                question_id=turn.question_id,
+                message_id=turn.answer_id,
+            )
+        )
+        if turn.repeated:
+            await self._resume(turn.answer_id)
+        else:
+            self._stream(turn.answer_id, answers.stream_new(turn, self._user_id, self.send))
+
+    async def _stop(self, message_id: str) -> None:
+        answer = await on_thread(lambda: turns.find_answer(self._user_id, message_id))
+        if answer is None:
+            raise _not_found()
+        for _ in range(STOP_TRIES):
+            # it may have been asked for so shortly ago that it is not queued yet
+            if answer.status != "pending" or await queue.cancel(answer.job_id or "", "stopped"):
+                return
+            await asyncio.sleep(0.2)
+
+    async def _resume(self, message_id: str) -> None:
+        if message_id in self._streams and not self._streams[message_id].done():
+            return
+        self._check_streams()
+        answer = await on_thread(lambda: turns.find_answer(self._user_id, message_id))
+        if answer is None:
+            raise _not_found()
+        self._stream(message_id, answers.stream_known(answer, self.send))
+
+    def _check_streams(self) -> None:
+        self._streams = {key: task for key, task in self._streams.items() if not task.done()}
+        if len(self._streams) >= MAX_STREAMS:
+            raise AiscaleError(
+                Code.TOO_MANY_IN_FLIGHT,
+                f"{MAX_STREAMS} answers are being written already. Wait until one has finished.",
+            )
+
+    def _stream(self, message_id: str, work: Any) -> None:
+        self._streams[message_id] = asyncio.create_task(work)
+
+
+def _not_found() -> AiscaleError:
+    return AiscaleError(Code.NOT_FOUND, "This message does not exist.", param="message_id")

@@ -1,0 +1,63 @@
+"""Say what browser and server tell each other over the WebSocket: JSON objects, told apart by ``type``."""
+
+from typing import Any
+
+import msgspec
+
+from aiscale.errors import AiscaleError, Code
+
+MAX_FRAME_BYTES = 64 << 10
+
+
+class Send(msgspec.Struct, frozen=True, kw_only=True, tag="send", tag_field="type", forbid_unknown_fields=True):
+    """Say something, in a conversation or (None) in a new one. ``client_id`` makes sending it twice harmless."""
+
+    text: str
+    model: str
+    client_id: str
+    conversation_id: str | None = None
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop", tag_field="type", forbid_unknown_fields=True):
+    """Stop an answer."""
+
+    message_id: str
+
+
+class Resume(msgspec.Struct, frozen=True, kw_only=True, tag="resume", tag_field="type", forbid_unknown_fields=True):
+    """Tell an answer from its start, and go on with it."""
+
+    message_id: str
+
+
+class Ping(msgspec.Struct, frozen=True, kw_only=True, tag="ping", tag_field="type", forbid_unknown_fields=True):
+    """Ask whether the connection lives."""
+
+
+ClientFrame = Send | Stop | Resume | Ping
+_decoder = msgspec.json.Decoder(ClientFrame)
+_encoder = msgspec.json.Encoder()
+
+
+def read_frame(text: str) -> ClientFrame:
+    """Decode a browser's frame. Raises: AiscaleError (INVALID_JSON, INVALID_REQUEST)."""
+    try:
+        frame: ClientFrame = _decoder.decode(text)
+    except msgspec.ValidationError as error:
+        raise AiscaleError(Code.INVALID_REQUEST, f"This frame is not understood: {error}.") from error
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise AiscaleError(Code.INVALID_JSON, "A frame must be a JSON object.") from error
+    if isinstance(frame, Send) and not 1 <= len(frame.client_id) <= 64:
+        raise AiscaleError(Code.INVALID_REQUEST, "client_id must be 1 to 64 characters.", param="client_id")
+    return frame
+
+
+def write_frame(kind: str, **values: Any) -> str:
+    return _encoder.encode({"type": kind, **values}).decode()
+
+
+def write_error(error: AiscaleError, **values: Any) -> str:
+    """Tell a refusal: code, sentence, and when to try again."""
+    return write_frame(
+        "error", code=error.code.value, message=error.message, retry_after_s=error.retry_after_s, **values
+    )

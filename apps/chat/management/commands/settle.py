@@ -1,0 +1,53 @@
+"""Run what must go on whoever dies: settlement, transcripts and the reaper."""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from apps.chat import transcripts
+from apps.inference import reaper
+from apps.spend import settlement
+
+log = logging.getLogger(__name__)
+
+WORKS: dict[str, Callable[[threading.Event], None]] = {
+    "settlement": settlement.run,
+    "transcripts": transcripts.run,
+    "reaper": reaper.run,
+}
+
+
+class Command(BaseCommand):
+    help = "Write finished jobs into the ledger and the conversations, and end jobs whose worker was lost. Runs until stopped."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        threads = [
+            threading.Thread(target=_keep_up, args=(name, work, stop), name=name) for name, work in WORKS.items()
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def _keep_up(name: str, work: Callable[[threading.Event], None], stop: threading.Event) -> None:
+    """Run a work until ``stop``, again with back-off when it fails."""
+    pause_s = 0.5
+    while not stop.is_set():
+        started = time.monotonic()
+        try:
+            work(stop)
+        except Exception:  # whatever it was: the others must go on, and this one must come back
+            log.exception("%s failed and starts again", name)
+            if time.monotonic() - started > 60:
+                pause_s = 0.5
+            stop.wait(pause_s)
+            pause_s = min(pause_s * 2, 10.0)

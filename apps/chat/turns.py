@@ -1,0 +1,226 @@
+"""Begin a turn: write down what was said before anything is asked of a model, then ask.
+
+Whatever dies afterwards, the question is kept, and transcripts or the sweep write how its answer ended.
+"""
+
+from typing import Any
+
+import msgspec
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from aiscale.db import make_public_id
+from aiscale.errors import AiscaleError, Code
+from apps.accounts import callers
+from apps.accounts.callers import on_thread
+from apps.accounts.models import User
+from apps.accounts.organizations import ensure_personal_organization
+from apps.chat.models import Conversation, Message
+from apps.inference import catalog, completions, prompts
+from apps.inference.completions import CompletionRequest, Run
+from apps.inference.prompts import ChatMessage
+
+MAX_TEXT_CHARS = 32_000
+TITLE_CHARS = 60
+HISTORY_MESSAGES = 60
+ANSWER_SHARE = 4
+"""A quarter of the context, at the least, is left to the answer; older turns make room for it."""
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """Name what one question brought about. All ids are public."""
+
+    conversation_id: str
+    title: str
+    model: str
+    question_id: str
+    text: str
+    answer_id: str
+    job_id: str
+    repeated: bool
+    """This question had been sent before: its answer is there, or on its way."""
+
+
+async def begin(user_id: str, conversation_id: str | None, model: str, text: str, client_id: str) -> Turn:
+    """Write the question and its answer to be, in one transaction.
+
+    I/O: SQL. Raises: AiscaleError (INVALID_REQUEST, NOT_FOUND for a conversation that is not this user's, MODEL_NOT_FOUND).
+    """
+    check_text(text)
+    chosen = await catalog.get_model(model, "generate")
+    return await on_thread(lambda: _begin(user_id, conversation_id, chosen.slug, text, client_id))
+
+
+def check_text(text: str) -> None:
+    """Raise: AiscaleError (INVALID_REQUEST)."""
+    if not text.strip():
+        raise AiscaleError(Code.INVALID_REQUEST, "Write something first.", param="text")
+    if len(text) > MAX_TEXT_CHARS:
+        raise AiscaleError(
+            Code.INVALID_REQUEST,
+            f"Your message has {len(text):,} characters; the most is {MAX_TEXT_CHARS:,}. Please shorten it.",
+            param="text",
+        )
+    if "\x00" in text:
+        raise AiscaleError(
+            Code.INVALID_REQUEST, "Your message holds a NUL character. Remove it and send again.", param="text"
+        )
+
+
+async def launch(turn: Turn, user_id: str) -> Run:
+    """Ask the model. A refusal is written to the answer's row before it is raised.
+
+    I/O: SQL for the history, then as `completions.start`. Raises: AiscaleError.
+    """
+    try:
+        caller = await callers.get_by_user(user_id)
+        messages = await _fit(turn, caller.plan)
+        request = CompletionRequest(
+            request_id=make_public_id("req"),
+            source="chat",
+            model=turn.model,
+            messages=messages,
+            # the likeliest answer: small models, such as the bundled one, wander when they are asked for variety
+            temperature=0.0,
+            keep_log=True,
+            job_id=turn.job_id,
+        )
+        return await completions.start(request, caller)
+    except AiscaleError as error:
+        failure = error
+        await on_thread(lambda: fail(turn.job_id, failure))
+        raise
+
+
+def fail(job_id: str, error: AiscaleError) -> None:
+    """Write that an answer never came. I/O: one SQL statement. One that has ended is left as it is."""
+    Message.objects.filter(job_id=job_id, status=Message.Status.PENDING).update(
+        status=Message.Status.FAILED,
+        error_code=error.code.value,
+        error_message=error.message[:500],
+        updated_at=timezone.now(),
+    )
+
+
+def find_answer(user_id: str, message_id: str) -> Message | None:
+    """Return a user's own answer. I/O: one SQL statement."""
+    return Message.objects.filter(
+        public_id=message_id,
+        role=Message.Role.ASSISTANT,
+        conversation__user__public_id=user_id,
+        conversation__deleted_at=None,
+    ).first()
+
+
+def _begin(user_id: str, conversation_id: str | None, model: str, text: str, client_id: str) -> Turn:
+    user = User.objects.filter(public_id=user_id, is_active=True).first()
+    if user is None:
+        raise AiscaleError(Code.ACCOUNT_INACTIVE, "This account is not active. Ask the administrator of this service.")
+    client_key = f"{user_id}:{client_id}"
+    if (known := _find_known(client_key)) is not None:
+        return known
+    try:
+        with transaction.atomic():
+            return _write(user, conversation_id, model, text, client_key)
+    except IntegrityError:
+        # the same message came twice at once
+        known = _find_known(client_key)
+        if known is None:
+            raise
+        return known
+
+
+def _write(user: User, conversation_id: str | None, model: str, text: str, client_key: str) -> Turn:
+    now = timezone.now()
+    if conversation_id is None:
+        conversation = Conversation.objects.create(
+            user=user,
+            organization=ensure_personal_organization(user),
+            title=make_title(text),
+            model=model,
+            used_at=now,
+        )
+        position = 0
+    else:
+        # the row's lock puts turns of two tabs one after the other
+        found = Conversation.objects.select_for_update().list_of(user.pk).filter(public_id=conversation_id).first()
+        if found is None:
+            raise AiscaleError(Code.NOT_FOUND, "This conversation does not exist.", param="conversation_id")
+        conversation = found
+        if conversation.messages.filter(status=Message.Status.PENDING).exists():
+            raise AiscaleError(
+                Code.INVALID_REQUEST, "Wait until the answer is finished, or stop it first.", param="conversation_id"
+            )
+        last = conversation.messages.order_by("-position").first()
+        position = last.position + 1 if last else 0
+        conversation.model, conversation.used_at = model, now
+        conversation.save(update_fields=["model", "used_at", "updated_at"])
+    question = Message.objects.create(
+        conversation=conversation, position=position, role=Message.Role.USER, content=text, client_key=client_key
+    )
+    answer = Message.objects.create(
+        conversation=conversation,
+        position=position + 1,
+        role=Message.Role.ASSISTANT,
+        status=Message.Status.PENDING,
+        job_id=make_public_id("job"),
+    )
+    return _describe(conversation, question, answer, repeated=False)
+
+
+def make_title(text: str) -> str:
+    """Name a conversation after its first words."""
+    line = " ".join(text.split())
+    return line if len(line) <= TITLE_CHARS else line[:TITLE_CHARS].rsplit(" ", 1)[0] + "…"
+
+
+def _find_known(client_key: str) -> Turn | None:
+    question = Message.objects.select_related("conversation").filter(client_key=client_key).first()
+    if question is None:
+        return None
+    answer = Message.objects.get(conversation=question.conversation, position=question.position + 1)
+    return _describe(question.conversation, question, answer, repeated=True)
+
+
+def _describe(conversation: Conversation, question: Message, answer: Message, *, repeated: bool) -> Turn:
+    return Turn(
+        conversation_id=conversation.public_id,
+        title=conversation.title,
+        model=conversation.model,
+        question_id=question.public_id,
+        text=question.content,
+        answer_id=answer.public_id,
+        job_id=answer.job_id or "",
+        repeated=repeated,
+    )
+
+
+async def _fit(turn: Turn, plan_slug: str) -> list[ChatMessage]:
+    """Return the turns so far, without the oldest ones that no longer fit."""
+    history = await on_thread(lambda: _read_history(turn))
+    model, plan = await catalog.get_model(turn.model, "generate"), await callers.get_plan(plan_slug)
+    context = completions.count_context_tokens(model)
+    room = context - min(plan.max_output_tokens, context // ANSWER_SHARE)
+    while len(history) > 1 and len(await prompts.build_prompt(model, history)) > room:
+        # a question goes together with its answer
+        del history[:2]
+    return history
+
+
+def _read_history(turn: Turn) -> list[ChatMessage]:
+    rows: Any = (
+        Message.objects.filter(conversation__public_id=turn.conversation_id)
+        .exclude(public_id=turn.answer_id)
+        .order_by("-position")
+        .values_list("role", "content")[:HISTORY_MESSAGES]
+    )
+    pairs = [(role, content) for role, content in reversed(rows) if content]
+    history: list[ChatMessage] = []
+    for role, content in pairs:
+        if history and history[-1].role == role:
+            # a question whose answer never came: templates want turns to alternate
+            history.pop()
+        history.append(ChatMessage(role=role, content=content))
+    while history and history[0].role == Message.Role.ASSISTANT:
+        del history[0]
+    return history

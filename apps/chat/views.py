@@ -1,0 +1,160 @@
+"""Show the chat's pages. Everything that moves in them comes over the WebSocket."""
+
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.core.paginator import Paginator
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_http_methods, require_POST
+
+from aiscale.db import format_usd
+from apps.accounts import callers
+from apps.accounts.models import User
+from apps.accounts.organizations import ensure_personal_organization
+from apps.chat import markdown
+from apps.chat.models import Conversation, Message
+from apps.chat.turns import TITLE_CHARS
+from apps.inference.models import Model
+from apps.spend import usage
+
+SIDEBAR = 40
+PAGE = 60
+MESSAGES = 80
+
+
+@never_cache
+@require_http_methods(["GET", "HEAD"])
+def show_home(request: HttpRequest) -> HttpResponse:
+    """Show a new conversation, or the landing page to those who are not logged in."""
+    if not request.user.is_authenticated:
+        return render(request, "chat/landing.html")
+    return render(request, "chat/chat.html", _chat_context(request, None))
+
+
+@login_required
+@never_cache
+@require_http_methods(["GET", "HEAD"])
+def show_conversation(request: HttpRequest, conversation_id: str) -> HttpResponse:
+    """Show one of the user's own conversations, its last messages or those before ``?before=``."""
+    conversation = _get_own(request, conversation_id)
+    return render(request, "chat/chat.html", _chat_context(request, conversation))
+
+
+@login_required
+@never_cache
+@require_http_methods(["GET", "HEAD"])
+def list_conversations(request: HttpRequest) -> HttpResponse:
+    """List all of the user's conversations, a page at a time."""
+    found = Conversation.objects.list_of(_user(request).pk)
+    page = Paginator(found, PAGE).get_page(request.GET.get("page"))
+    return render(request, "chat/list.html", {"page": page})
+
+
+@login_required
+@require_POST
+def rename(request: HttpRequest, conversation_id: str) -> HttpResponse:
+    conversation = _get_own(request, conversation_id)
+    title = " ".join(request.POST.get("title", "").replace("\x00", "").split())[:120]
+    if title:
+        conversation.title = title
+        conversation.save(update_fields=["title", "updated_at"])
+    else:
+        messages.error(request, "A conversation needs a name.")
+    return redirect("chat:conversation", conversation.public_id)
+
+
+@login_required
+@require_POST
+def delete(request: HttpRequest, conversation_id: str) -> HttpResponse:
+    """Delete a conversation: what was said is gone at once."""
+    with transaction.atomic():
+        conversation = _get_own(request, conversation_id)
+        conversation.messages.all().delete()
+        conversation.title, conversation.deleted_at = "", timezone.now()
+        conversation.save(update_fields=["title", "deleted_at", "updated_at"])
+    messages.success(request, "The conversation is deleted.")
+    return redirect("chat:home")
+
+
+def _user(request: HttpRequest) -> User:
+    assert isinstance(request.user, User)
+    return request.user
+
+
+def _get_own(request: HttpRequest, conversation_id: str) -> Conversation:
+    """Return a conversation of this user's. Another one's does not exist."""
+    own = Conversation.objects.list_of(_user(request).pk)
+    return get_object_or_404(own, public_id=conversation_id.replace("\x00", ""))
+
+
+def _chat_context(request: HttpRequest, conversation: Conversation | None) -> dict[str, Any]:
+    user = _user(request)
+    organization = ensure_personal_organization(user)
+    sidebar = list(Conversation.objects.list_of(user.pk)[: SIDEBAR + 1])
+    models = _list_models(organization.plan.slug)
+    chosen = conversation.model if conversation else ""
+    if chosen not in {model.slug for model in models}:
+        chosen = models[0].slug if models else ""
+    rows, earlier = _read_messages(request, conversation)
+    summary = usage.month_summary(organization.public_id)
+    limit, spent = summary.limit_nanousd, summary.spent_nanousd
+    return {
+        "conversation": conversation,
+        "rows": rows,
+        "earlier": earlier,
+        "sidebar": sidebar[:SIDEBAR],
+        "has_more": len(sidebar) > SIDEBAR,
+        "models": models,
+        "chosen": chosen,
+        "plan": organization.plan,
+        "spent": _round_usd(spent),
+        "limit": _round_usd(limit),
+        "spent_percent": min(spent * 100 // limit, 100) if limit else 100,
+        "title_chars": TITLE_CHARS,
+    }
+
+
+def _list_models(plan_slug: str) -> list[Model]:
+    plan = async_to_sync(callers.get_plan)(plan_slug)
+    enabled = Model.objects.filter(is_enabled=True, kind=Model.Kind.GENERATE).order_by("name")
+    return [model for model in enabled if plan.allows(model.slug)]
+
+
+def _read_messages(request: HttpRequest, conversation: Conversation | None) -> tuple[list[dict[str, Any]], int | None]:
+    """Return the messages to show, and the position before which there are more."""
+    if conversation is None:
+        return [], None
+    found = conversation.messages.order_by("-position")
+    before = request.GET.get("before", "")
+    if before.isascii() and before.isdigit() and len(before) < 9:
+        found = found.filter(position__lt=int(before))
+    rows = list(found[: MESSAGES + 1])
+    shown = rows[:MESSAGES][::-1]
+    earlier = shown[0].position if len(rows) > MESSAGES else None
+    return [_describe(row) for row in shown], earlier
+
+
+def _describe(row: Message) -> dict[str, Any]:
+    is_answer = row.role == Message.Role.ASSISTANT
+    return {
+        "id": row.public_id,
+        "role": row.role,
+        "status": row.status,
+        "text": row.content,
+        "html": markdown.render(row.content) if is_answer else "",
+        "error_code": row.error_code,
+        "error_message": row.error_message,
+    }
+
+
+def _round_usd(nanousd: int) -> str:
+    """Write money for the eye, in whole cents."""
+    if 0 < nanousd < 10_000_000:
+        return "under $0.01"
+    return format_usd(nanousd // 10_000_000 * 10_000_000)

@@ -1,0 +1,176 @@
+"""Say what a body of ``POST /v1/chat/completions`` may hold."""
+
+from typing import Any
+
+import msgspec
+
+from aiscale.errors import AiscaleError, Code
+from apps.gateway import parameters
+from apps.inference.completions import CompletionRequest
+from apps.inference.prompts import ChatMessage
+
+MAX_MESSAGES = 4_096
+MAX_STOP = 4
+MAX_STOP_CHARS = 256
+_INT64 = 1 << 63
+
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+HARMLESS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "user",
+    }
+)
+"""They change nothing in an answer: labels for the caller's own use, and hints about things that are not used here."""
+
+DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "frequency_penalty": (0, 0.0),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "n": (1,),
+    "prediction": (),
+    "presence_penalty": (0, 0.0),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_k": (),
+    "top_logprobs": (0,),
+    "verbosity": (),
+    "web_search_options": (),
+}
+
+_MESSAGE_DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "name": (),
+    "refusal": (),
+    "tool_call_id": (),
+    "tool_calls": ([],),
+}
+
+
+class StreamOptions(msgspec.Struct, kw_only=True):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class Message(msgspec.Struct, kw_only=True):
+    role: str
+    content: str | list[dict[str, Any]]
+
+
+class ChatBody(msgspec.Struct, kw_only=True):
+    """The parameters that are honoured."""
+
+    model: str
+    messages: list[dict[str, Any]]
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: str | list[str] = []
+    seed: int | None = None
+
+
+def read_chat(body: bytes, request_id: str) -> tuple[ChatBody, CompletionRequest]:
+    """Type and check a body. Raises: AiscaleError with ``param``."""
+    chat = parameters.convert(parameters.read_object(body), ChatBody, harmless=HARMLESS, defaults_only=DEFAULTS_ONLY)
+    parameters.check_range("temperature", chat.temperature, 0, 2)
+    parameters.check_range("top_p", chat.top_p, 0, 1, open_low=True)
+    parameters.check_range("seed", chat.seed, -_INT64, _INT64 - 1)
+    if chat.stream_options is not None and not chat.stream:
+        raise AiscaleError(
+            Code.INVALID_REQUEST, "stream_options is only allowed when stream is true.", param="stream_options"
+        )
+    return chat, CompletionRequest(
+        request_id=request_id,
+        source="api",
+        model=chat.model,
+        messages=_read_messages(chat.messages),
+        max_tokens=_choose_max_tokens(chat),
+        temperature=chat.temperature,
+        top_p=chat.top_p,
+        stop=_read_stop(chat.stop),
+        seed=chat.seed,
+    )
+
+
+def _read_messages(values: list[dict[str, Any]]) -> list[ChatMessage]:
+    if not 1 <= len(values) <= MAX_MESSAGES:
+        raise AiscaleError(
+            Code.INVALID_REQUEST,
+            f"messages holds {len(values)} entries; send 1 to {MAX_MESSAGES}.",
+            param="messages",
+        )
+    return [_read_message(value, f"messages[{index}]") for index, value in enumerate(values)]
+
+
+def _read_message(value: dict[str, Any], path: str) -> ChatMessage:
+    try:
+        message = parameters.convert(value, Message, harmless=frozenset(), defaults_only=_MESSAGE_DEFAULTS_ONLY)
+    except AiscaleError as error:
+        param = f"{path}.{error.param}" if error.param else path
+        raise AiscaleError(error.code, f"{path}: {error.message}", param=param) from error
+    if message.role not in _ROLES:
+        raise AiscaleError(
+            Code.INVALID_REQUEST,
+            f"The role {message.role[:40]!r} of {path} is not supported. Use system, developer, user or assistant.",
+            param=f"{path}.role",
+        )
+    return ChatMessage(role=_ROLES[message.role], content=_read_content(message.content, f"{path}.content"))
+
+
+def _read_content(content: str | list[dict[str, Any]], path: str) -> str:
+    if isinstance(content, str):
+        return content
+    texts = []
+    for index, part in enumerate(content):
+        kind, text = part.get("type"), part.get("text")
+        if kind != "text" or not isinstance(text, str):
+            raise AiscaleError(
+                Code.INVALID_REQUEST,
+                f'{path}[{index}] is not supported: the parts of a message must be {{"type": "text", "text": "..."}}.',
+                param=f"{path}[{index}]",
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
+def _choose_max_tokens(chat: ChatBody) -> int | None:
+    both = [n for n in (chat.max_completion_tokens, chat.max_tokens) if n is not None]
+    if len(set(both)) > 1:
+        raise AiscaleError(
+            Code.INVALID_REQUEST,
+            "max_tokens and max_completion_tokens mean the same; send one of them.",
+            param="max_tokens",
+        )
+    if both and both[0] < 1:
+        name = "max_tokens" if chat.max_tokens is not None else "max_completion_tokens"
+        raise AiscaleError(Code.INVALID_REQUEST, f"{name} is {both[0]}; it must be at least 1.", param=name)
+    return both[0] if both else None
+
+
+def _read_stop(stop: str | list[str]) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(stops) > MAX_STOP or any(not 1 <= len(text) <= MAX_STOP_CHARS for text in stops):
+        raise AiscaleError(
+            Code.INVALID_REQUEST,
+            f"stop must be at most {MAX_STOP} strings of 1 to {MAX_STOP_CHARS} characters.",
+            param="stop",
+        )
+    return stops

@@ -1,0 +1,112 @@
+"""Hold one HTTP request and its answer over plain ASGI."""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+from django.conf import settings
+
+from aiscale.db import make_public_id
+from aiscale.errors import AiscaleError, Code
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Disconnected(Exception):
+    """The client left before its request was read."""
+
+
+class Exchange:
+    """Read a request once, answer it once."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.request_id = make_public_id("req")
+        self.started = False
+        """Whether the answer's status was sent."""
+        self._began = time.perf_counter()
+        self._receive = receive
+        self._send = send
+        self._headers = {name.lower(): value for name, value in scope["headers"]}
+
+    def find_header(self, name: str) -> str | None:
+        value = self._headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
+
+    async def read_body(self) -> bytes:
+        """Read the whole body. Raises: AiscaleError (BODY_TOO_LARGE), Disconnected."""
+        limit = settings.ENV.body_limit_bytes
+        declared = self.find_header("content-length")
+        if declared is not None and declared.isdigit() and int(declared) > limit:
+            raise _too_large(limit)
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            parts.append(part)
+            more = message.get("more_body", False)
+        return b"".join(parts)
+
+    async def wait_disconnect(self) -> None:
+        """Return when the client has left. Only after the body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def send_json(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
+        body = _encode(value)
+        await self._start(
+            status, {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
+        )
+        await self._send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
+
+    async def start_stream(self, headers: Mapping[str, str]) -> None:
+        """Send the status of a stream of server-sent events."""
+        fixed = {
+            "content-type": "text/event-stream; charset=utf-8",
+            # proxies must pass every token on at once
+            "cache-control": "no-cache, no-transform",
+            "x-accel-buffering": "no",
+        }
+        await self._start(200, {**fixed, **headers})
+
+    async def send_event(self, value: Any) -> None:
+        await self.send_part(b"data: " + _encode(value) + b"\n\n")
+
+    async def send_part(self, part: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": part, "more_body": True})
+
+    async def end_stream(self, last: bytes = b"") -> None:
+        await self._send({"type": "http.response.body", "body": last})
+
+    async def _start(self, status: int, headers: Mapping[str, str]) -> None:
+        self.started = True
+        elapsed_ms = int((time.perf_counter() - self._began) * 1000)
+        fixed = {
+            "x-request-id": self.request_id,
+            "openai-processing-ms": str(elapsed_ms),
+            "x-content-type-options": "nosniff",
+        }
+        pairs = {"cache-control": "no-store", **fixed, **headers}
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs.items()],
+            }
+        )
+
+
+def _too_large(limit: int) -> AiscaleError:
+    return AiscaleError(Code.BODY_TOO_LARGE, f"The request's body is larger than {limit} bytes. Send less at a time.")

@@ -1,0 +1,112 @@
+"""Read a JSON body into typed parameters. Each one is honoured, harmless, or refused by its name."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from aiscale.errors import AiscaleError, Code
+
+T = TypeVar("T")
+
+_PATH = re.compile(r" - at `(?:\$\.?)?([^`]*)`$")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Decode a body that must be a JSON object of clean text. Raises: AiscaleError (INVALID_JSON, INVALID_REQUEST)."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        _check_surrogates(body)
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).rstrip(".")
+        raise AiscaleError(
+            Code.INVALID_JSON, f"We could not parse the body of your request as JSON: {reason}."
+        ) from error
+    if not isinstance(value, dict):
+        raise AiscaleError(Code.INVALID_JSON, "The body of your request must be a JSON object.")
+    _check_text(value, "")
+    return value
+
+
+def convert(
+    values: dict[str, Any], kind: type[T], *, harmless: frozenset[str], defaults_only: Mapping[str, tuple[Any, ...]]
+) -> T:
+    """Type an object's values. ``null`` means that a parameter was not given.
+
+    ``harmless`` names parameters that change nothing here; ``defaults_only`` those of which only these values are served.
+    Raises: AiscaleError (INVALID_REQUEST, UNSUPPORTED_PARAMETER) with ``param``.
+    """
+    known = {field.encode_name for field in msgspec.structs.fields(kind)}  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        if value is None or name in harmless:
+            continue
+        if name in defaults_only:
+            if not any(type(value) is type(allowed) and value == allowed for allowed in defaults_only[name]):
+                raise AiscaleError(
+                    Code.UNSUPPORTED_PARAMETER,
+                    f"The parameter {name!r} is not supported by this service. Leave it out.",
+                    param=name,
+                )
+        elif name in known:
+            given[name] = value
+        else:
+            raise AiscaleError(
+                Code.INVALID_REQUEST, f"Unrecognized request argument supplied: {name[:100]}", param=name[:100]
+            )
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise _explain(error) from error
+
+
+def check_range(name: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:
+    """Raise: AiscaleError (INVALID_REQUEST) for a number outside the range."""
+    if value is None or ((low < value if open_low else low <= value) and value <= high):
+        return
+    words = f"more than {low:g} and at most {high:g}" if open_low else f"from {low:g} to {high:g}"
+    raise AiscaleError(Code.INVALID_REQUEST, f"{name} is {value:g}; it must be {words}.", param=name)
+
+
+def _explain(error: msgspec.ValidationError) -> AiscaleError:
+    text = str(error)
+    found = _PATH.search(text)
+    reason = _PATH.sub("", text).replace("Object missing required field", "You must provide the parameter")
+    missing = re.fullmatch(r"You must provide the parameter `(\w+)`", reason)
+    param = found.group(1) if found else ""
+    if missing:
+        param = f"{param}.{missing.group(1)}" if param else missing.group(1)
+        reason = f"You must provide the parameter {param}"
+    elif param:
+        reason = f"Invalid type for {param}: {reason[:1].lower()}{reason[1:]}"
+    return AiscaleError(Code.INVALID_REQUEST, f"{reason.replace('`', '')}.", param=param or None)
+
+
+def _check_surrogates(body: bytes) -> None:
+    """Find out whether a body was refused for half a surrogate pair, which is proper JSON. Raises: AiscaleError (INVALID_REQUEST)."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return
+    _check_text(value, "")
+
+
+def _check_text(value: Any, path: str) -> None:
+    """Refuse text that no model and no database can hold: NUL and halves of surrogate pairs."""
+    if isinstance(value, str):
+        if "\x00" in value or _SURROGATE.search(value):
+            what = "a NUL character" if "\x00" in value else "half of a surrogate pair"
+            raise AiscaleError(
+                Code.INVALID_REQUEST, f"{path or 'A name'} holds {what}. Send clean Unicode text.", param=path or None
+            )
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _check_text(name, path)
+            _check_text(inner, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            if not isinstance(inner, int | float):
+                _check_text(inner, f"{path}[{index}]")

@@ -1,0 +1,117 @@
+"""Look up models in this process's copy of the catalog, at most a second old."""
+
+import asyncio
+import logging
+import time
+
+import msgspec
+from django.db import Error as DatabaseError
+
+from aiscale.errors import AiscaleError, Code
+from apps.accounts.callers import PlanLimits, on_thread
+from apps.inference.models import Model
+
+log = logging.getLogger(__name__)
+
+FRESH_S = 1.0
+
+_models: dict[str, "CatalogModel"] = {}
+_fresh_until = 0.0
+_lock: asyncio.Lock | None = None
+_lock_loop: asyncio.AbstractEventLoop | None = None
+
+
+class CatalogModel(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe an enabled model. Prices are nano-US-dollars a token; ``created_at_s`` is epoch seconds."""
+
+    slug: str
+    name: str
+    kind: str
+    version: str
+    description: str
+    prompt_nanousd_per_token: int
+    completion_nanousd_per_token: int
+    context_tokens: int
+    dimensions: int
+    created_at_s: int
+
+
+async def get_model(slug: str, kind: str | None = None) -> CatalogModel:
+    """Return an enabled model, of ``kind`` when that is given.
+
+    I/O: one SQL statement a second. Raises: AiscaleError (MODEL_NOT_FOUND, INVALID_REQUEST for another kind, BACKEND_UNAVAILABLE).
+    """
+    await _refresh()
+    model = _models.get(slug)
+    if model is None:
+        known = ", ".join(sorted(_models)) or "none at present"
+        raise AiscaleError(
+            Code.MODEL_NOT_FOUND, f"The model {slug[:100]!r} does not exist. There are: {known}.", param="model"
+        )
+    if kind is not None and model.kind != kind:
+        does = "chat completions" if model.kind == "generate" else "embeddings"
+        raise AiscaleError(Code.INVALID_REQUEST, f"The model {slug!r} serves {does} only.", param="model")
+    return model
+
+
+async def list_models(plan: PlanLimits) -> list[CatalogModel]:
+    """List the enabled models that a plan allows, by name. I/O: as `get_model`. Raises: AiscaleError (BACKEND_UNAVAILABLE)."""
+    await _refresh()
+    return [model for slug, model in sorted(_models.items()) if plan.allows(slug)]
+
+
+async def _refresh() -> None:
+    global _models, _fresh_until
+    if _fresh_until > time.monotonic():
+        return
+    lock = _get_lock()
+    if _models and lock.locked():
+        # somebody is reading it again: the copy of a second ago is good enough
+        return
+    async with lock:
+        if _fresh_until > time.monotonic():
+            return
+        try:
+            _models = await on_thread(_read)
+        except DatabaseError as error:
+            if not _models:
+                raise AiscaleError(
+                    Code.BACKEND_UNAVAILABLE,
+                    "The service cannot read its catalog right now. Try again in a few seconds.",
+                    retry_after_s=2,
+                ) from error
+            log.warning("the catalog cannot be read; the last copy serves on: %s", error)
+        _fresh_until = time.monotonic() + FRESH_S
+
+
+def _get_lock() -> asyncio.Lock:
+    """Return the running loop's lock (a lock belongs to one loop; processes have one, tests many)."""
+    global _lock, _lock_loop
+    loop = asyncio.get_running_loop()
+    if _lock is None or _lock_loop is not loop:
+        _lock, _lock_loop = asyncio.Lock(), loop
+    return _lock
+
+
+def forget() -> None:
+    """Drop the copy, so that the next look-up reads the table."""
+    global _models, _fresh_until
+    _models, _fresh_until = {}, 0.0
+
+
+def _read() -> dict[str, CatalogModel]:
+    return {
+        row.slug: CatalogModel(
+            slug=row.slug,
+            name=row.name,
+            kind=row.kind,
+            version=row.version,
+            description=row.description,
+            prompt_nanousd_per_token=row.prompt_nanousd_per_token,
+            completion_nanousd_per_token=row.completion_nanousd_per_token,
+            context_tokens=row.context_tokens,
+            dimensions=row.dimensions,
+            created_at_s=int(row.created_at.timestamp()),
+        )
+        for row in Model.objects.filter(is_enabled=True)
+    }

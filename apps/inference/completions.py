@@ -1,0 +1,196 @@
+"""Run a chat completion: check, tokenize, admit, queue, listen."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+import msgspec
+from django.conf import settings
+
+from aiscale.db import make_public_id
+from aiscale.errors import AiscaleError, Code
+from aiscale.observability import FIRST_TOKEN_SECONDS
+from aiscale.wire.events import Delta, Event
+from aiscale.wire.jobs import BillingTag, GenerateJob, Sampling
+from apps.accounts import callers
+from apps.accounts.callers import Caller, PlanLimits
+from apps.inference import catalog, prompts, queue
+from apps.inference.catalog import CatalogModel
+from apps.inference.prompts import ChatMessage
+from apps.inference.waiting import Wait
+from apps.spend import admission, pricing
+
+
+class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for an answer to ``messages``. ``max_tokens`` None: as many as plan and context allow.
+
+    ``keep_log`` keeps the events for browsers that come back; ``job_id`` may be given by who wrote it down beforehand.
+    """
+
+    request_id: str
+    source: Literal["api", "chat"]
+    model: str
+    messages: list[ChatMessage]
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    keep_log: bool = False
+    job_id: str | None = None
+
+
+class Run:
+    """Be an admitted and queued completion. Use it with ``async with``: who leaves before the end cancels it."""
+
+    def __init__(self, job: GenerateJob, wait: Wait, headers: dict[str, str]) -> None:
+        self.job_id = job.job_id
+        self.model = job.model
+        self.model_version = job.model_version
+        self.prompt_tokens = len(job.prompt_token_ids)
+        self.max_tokens = job.sampling.max_tokens
+        self.headers = headers
+        self.created_at_s = job.billing.admitted_at_ms // 1000
+        self._admitted_at_ms = job.billing.admitted_at_ms
+        self._wait = wait
+
+    async def __aenter__(self) -> "Run":
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        await self._wait.close()
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Yield Started, Delta... and at last Finished. Raises: AiscaleError (WORKER_LOST)."""
+        first = True
+        async for event in self._wait.events():
+            if first and isinstance(event, Delta):
+                first = False
+                FIRST_TOKEN_SECONDS.labels(self.model).observe(max(time.time() - self._admitted_at_ms / 1000, 0))
+            yield event
+
+    def detach(self) -> None:
+        """Stop listening, and let the job go on. For jobs with ``keep_log``, which `replies.follow` can take up again."""
+        self._wait.detach()
+
+    async def cancel(self, reason: str) -> None:
+        """Stop the job. I/O: one Redis trip. Idempotent."""
+        await self._wait.close(reason)
+
+
+async def start(request: CompletionRequest, caller: Caller) -> Run:
+    """Admit a request and queue it.
+
+    I/O: two Redis trips and no SQL once catalog and plan are warm. Raises: AiscaleError, with nothing spent and nothing held.
+    """
+    model = await catalog.get_model(request.model, "generate")
+    plan = await callers.get_plan(caller.plan)
+    prompt = await prompts.build_prompt(model, request.messages)
+    max_tokens = choose_max_tokens(request.max_tokens, len(prompt), model, plan)
+    job_id = request.job_id or make_public_id("job")
+    now_ms = time.time_ns() // 1_000_000
+    deadline_at_ms = now_ms + settings.ENV.request_deadline_s * 1000
+    hold_nanousd = pricing.cost_nanousd(
+        len(prompt),
+        max_tokens,
+        prompt_nanousd_per_token=model.prompt_nanousd_per_token,
+        completion_nanousd_per_token=model.completion_nanousd_per_token,
+    )
+    admitted = await admission.admit(
+        admission.Ask(
+            caller=caller,
+            model=model.slug,
+            job_id=job_id,
+            worst_nanousd=hold_nanousd,
+            deadline_at_ms=deadline_at_ms,
+        )
+    )
+    wait = Wait(job_id, deadline_at_ms)
+    job = GenerateJob(
+        job_id=job_id,
+        model=model.slug,
+        model_version=model.version,
+        prompt_token_ids=prompt,
+        sampling=Sampling(
+            max_tokens=max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            stop=request.stop,
+            seed=request.seed,
+        ),
+        billing=make_tag(caller, model, request.request_id, request.source, hold_nanousd, now_ms),
+        reply_to=wait.process_id,
+        deadline_at_ms=deadline_at_ms,
+        keep_log=request.keep_log,
+    )
+    await send(job, wait, caller, plan)
+    return Run(job, wait, admitted.headers)
+
+
+async def send(job: Any, wait: Wait, caller: Caller, plan: PlanLimits) -> None:
+    """Queue an admitted job; if that fails, give back its hold. Raises: AiscaleError (BACKEND_UNAVAILABLE)."""
+    try:
+        # from here on the worker may have it: who is interrupted now cancels it
+        wait.sent = True
+        await queue.enqueue(job, plan.priority)
+    except AiscaleError:
+        wait.sent = False
+        await wait.close()
+        await admission.release(caller.organization_id, job.job_id)
+        raise
+    except BaseException:
+        await wait.close()
+        raise
+
+
+def make_tag(
+    caller: Caller, model: CatalogModel, request_id: str, source: Any, hold_nanousd: int, now_ms: int
+) -> BillingTag:
+    """Say who pays, at today's prices."""
+    return BillingTag(
+        organization_id=caller.organization_id,
+        user_id=caller.user_id,
+        key_id=caller.key_id,
+        plan=caller.plan,
+        request_id=request_id,
+        source=source,
+        prompt_nanousd_per_token=model.prompt_nanousd_per_token,
+        completion_nanousd_per_token=model.completion_nanousd_per_token,
+        hold_nanousd=hold_nanousd,
+        admitted_at_ms=now_ms,
+    )
+
+
+def count_context_tokens(model: CatalogModel) -> int:
+    """Return the longest sequence that a request may fill."""
+    return min(model.context_tokens, int(settings.ENV.context_tokens))
+
+
+def choose_max_tokens(asked: int | None, prompt_tokens: int, model: CatalogModel, plan: PlanLimits) -> int:
+    """Return how many tokens the answer may have. Raises: AiscaleError (CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST)."""
+    context = count_context_tokens(model)
+    room = context - prompt_tokens
+    if room < 1:
+        raise AiscaleError(
+            Code.CONTEXT_LENGTH_EXCEEDED,
+            f"This model's maximum context length is {context} tokens, and your messages are {prompt_tokens}. "
+            "Please reduce the length of the messages.",
+            param="messages",
+        )
+    if asked is None:
+        return min(room, plan.max_output_tokens)
+    if asked > plan.max_output_tokens:
+        raise AiscaleError(
+            Code.INVALID_REQUEST,
+            f"max_tokens is {asked}; the {plan.name} plan allows at most {plan.max_output_tokens}. "
+            "Ask for fewer, or upgrade your plan.",
+            param="max_tokens",
+        )
+    if asked > room:
+        raise AiscaleError(
+            Code.CONTEXT_LENGTH_EXCEEDED,
+            f"This model's maximum context length is {context} tokens. Your messages are {prompt_tokens} and max_tokens "
+            f"{asked}, {prompt_tokens + asked} in all. Please reduce the length of the messages or max_tokens.",
+            param="max_tokens",
+        )
+    return asked

@@ -1,0 +1,34 @@
+"""Say in a sentence why a job ended before its answer was whole."""
+
+from aiscale.errors import AiscaleError, Code
+from aiscale.wire.events import Finished
+
+
+def make_failure(event: Finished, headers: dict[str, str] | None = None) -> AiscaleError:
+    """Word the end of a job that was killed, cancelled, came to its deadline or failed."""
+    reason = event.finish_reason
+    detail = (event.error_message or "").strip().rstrip(".")
+    if reason == "killed":
+        detail = detail.removeprefix("killed: ") or "an administrator stopped it"
+        return AiscaleError(
+            Code.KILLED, f"The administrator of this service stopped this answer: {detail}.", headers=headers
+        )
+    if reason == "deadline":
+        return AiscaleError(
+            Code.DEADLINE_EXCEEDED,
+            "The answer took longer than this service allows. Ask for fewer tokens, or try again when it is less busy.",
+            headers=headers,
+        )
+    if reason == "cancelled":
+        return AiscaleError(Code.CANCELLED, "The answer was stopped.", headers=headers)
+    if event.error_code == Code.WORKER_LOST:
+        return AiscaleError(
+            Code.WORKER_LOST,
+            "The worker that made this answer stopped in the middle of it. It is not charged. Send the request again.",
+            headers=headers,
+        )
+    return AiscaleError(
+        Code.ENGINE_FAILED,
+        f"The model could not answer{f': {detail}' if detail else ''}. It is not charged. Send the request again.",
+        headers=headers,
+    )

@@ -1,0 +1,63 @@
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand
+
+from aiscale.wire.manifest import Manifest, list_manifests
+from apps.inference.models import Model
+
+_PRICES = {
+    # nano-USD a token: (prompt, completion); 50 nano-USD a token are 0.05 USD a million
+    "generate": (50, 200),
+    "embed": (10, 0),
+}
+_TITLES = {
+    "smollm2-135m-instruct": (
+        "SmolLM2 135M Instruct",
+        "A small, quick chat model. It is often wrong: check what it says.",
+    ),
+    "all-minilm-l6-v2": ("all-MiniLM-L6-v2", "Sentence embeddings of 384 numbers, for search and comparison."),
+}
+
+
+class Command(BaseCommand):
+    help = "Enter the converted models into the catalog: new ones with prices to start with, known ones with their new version."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        newest: dict[str, Manifest] = {}
+        for _, manifest in list_manifests(settings.ENV.models_dir):
+            newest.setdefault(manifest.name, manifest)
+        for manifest in newest.values():
+            self.stdout.write(f"{manifest.name} {manifest.version}: {_enter(manifest)}")
+        if not newest:
+            self.stderr.write(f"No converted model in {settings.ENV.models_dir}.")
+
+
+def _enter(manifest: Manifest) -> str:
+    """Make or update one row; name, prices and description stay as their owner left them."""
+    title, description = _TITLES.get(manifest.name, (manifest.name, ""))
+    prompt_price, completion_price = _PRICES[manifest.kind]
+    facts = {
+        "kind": manifest.kind,
+        "version": manifest.version,
+        "context_tokens": manifest.context_tokens,
+        "dimensions": manifest.dimensions,
+    }
+    row, created = Model.objects.get_or_create(
+        slug=manifest.name,
+        defaults={
+            "name": title,
+            "description": description,
+            "prompt_nanousd_per_token": prompt_price,
+            "completion_nanousd_per_token": completion_price,
+            **facts,
+        },
+    )
+    if created:
+        return "new"
+    if all(getattr(row, name) == value for name, value in facts.items()):
+        return "unchanged"
+    for name, value in facts.items():
+        setattr(row, name, value)
+    row.save(update_fields=[*facts, "updated_at"])
+    return "updated"

@@ -1,0 +1,158 @@
+"""Turn messages and texts into token ids, exactly as the model was trained to read them.
+
+Text of users never becomes a control token: who writes ``<|im_end|>`` in a message sends those ten characters, and ends nothing.
+"""
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+import jinja2.sandbox
+import msgspec
+from django.conf import settings
+from tokenizers import Tokenizer
+
+from aiscale.errors import AiscaleError, Code
+from aiscale.wire.manifest import TOKENIZER_FILE, Manifest, read_manifest
+from apps.inference.catalog import CatalogModel
+
+THREAD_FROM_CHARS = 2_000
+"""Shorter texts are tokenized on the event loop: that takes less than a millisecond, less than going to a thread."""
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold one turn. ``role`` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+class TemplateError(ValueError):
+    """The template refuses these messages, in its own words."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Hold what reads one model's texts. ``plain`` takes control tokens as text, ``control`` as what they are."""
+
+    manifest: Manifest
+    control: Tokenizer
+    plain: Tokenizer
+    template: jinja2.Template | None
+    specials: tuple[str, ...]
+
+
+async def build_prompt(model: CatalogModel, messages: list[ChatMessage]) -> list[int]:
+    """Return the token ids of a conversation, up to where the assistant speaks.
+
+    I/O: none, once the model's tokenizer is loaded. Raises: AiscaleError (INVALID_REQUEST when the model's template refuses the messages,
+    BACKEND_UNAVAILABLE when the model's files are missing).
+    """
+    reader = get_reader(model)
+    try:
+        if sum(len(message.content) for message in messages) < THREAD_FROM_CHARS:
+            return encode_messages(reader, messages)
+        return await asyncio.to_thread(encode_messages, reader, messages)
+    except TemplateError as error:
+        raise AiscaleError(
+            Code.INVALID_REQUEST, f"The model cannot take these messages: {error}", param="messages"
+        ) from error
+
+
+async def encode_texts(model: CatalogModel, texts: list[str]) -> list[list[int]]:
+    """Return each text's token ids, special tokens included. I/O and Raises: as `build_prompt`."""
+    reader = get_reader(model)
+    if sum(map(len, texts)) < THREAD_FROM_CHARS:
+        return _encode_texts(reader, texts)
+    return await asyncio.to_thread(_encode_texts, reader, texts)
+
+
+def wrap_token_ids(model: CatalogModel, token_ids: list[int]) -> list[int]:
+    """Put the model's special tokens around a text that came as token ids. Raises: AiscaleError for an id outside the vocabulary."""
+    reader = get_reader(model)
+    if min(token_ids) < 0 or max(token_ids) >= reader.manifest.vocab_size:
+        raise AiscaleError(
+            Code.INVALID_REQUEST,
+            f"A token id lies outside the vocabulary of {model.slug}: 0 to {reader.manifest.vocab_size - 1}.",
+            param="input",
+        )
+    around = reader.plain.encode("").ids
+    return [*around[: len(around) // 2], *token_ids, *around[len(around) // 2 :]]
+
+
+def get_reader(model: CatalogModel) -> Reader:
+    """Return what reads a model's texts. I/O: the tokenizer's file, at the first call. Raises: AiscaleError."""
+    try:
+        return _load(model.slug, model.version)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise AiscaleError(
+            Code.BACKEND_UNAVAILABLE,
+            f"The files of the model {model.slug!r} are not on this server. Tell the administrator of this service.",
+        ) from error
+
+
+@lru_cache(maxsize=16)
+def _load(slug: str, version: str) -> Reader:
+    directory = settings.ENV.models_dir / slug / version
+    manifest = read_manifest(directory)
+    path = str(directory / TOKENIZER_FILE)
+    control, plain = Tokenizer.from_file(path), Tokenizer.from_file(path)
+    for tokenizer in (control, plain):
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+    plain.encode_special_tokens = True
+    specials = tuple(token.content for token in control.get_added_tokens_decoder().values() if token.special)
+    template = _compile(manifest.chat_template) if manifest.chat_template else None
+    return Reader(manifest=manifest, control=control, plain=plain, template=template, specials=specials)
+
+
+def _compile(source: str) -> jinja2.Template:
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda pattern: datetime.now(UTC).strftime(pattern)
+    return environment.from_string(source)
+
+
+def encode_messages(reader: Reader, messages: list[ChatMessage]) -> list[int]:
+    """Fill the template and tokenize it. Raises: TemplateError."""
+    if reader.template is None:
+        raise TemplateError("it has no chat template")
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    if not any(special in turn["content"] for special in reader.specials for turn in turns):
+        return list(reader.control.encode(_render(reader, turns), add_special_tokens=False).ids)
+    # somebody wrote a control token: the template is filled with marks, and each message is tokenized apart
+    mark = f"\ue000{secrets.token_hex(8)}:"
+    rendered = _render(reader, [turn | {"content": f"{mark}{i}\ue001"} for i, turn in enumerate(turns)])
+    ids: list[int] = []
+    first, *rest = rendered.split(mark)
+    ids += reader.control.encode(first, add_special_tokens=False).ids
+    for piece in rest:
+        index, _, after = piece.partition("\ue001")
+        ids += reader.plain.encode(turns[int(index)]["content"], add_special_tokens=False).ids
+        ids += reader.control.encode(after, add_special_tokens=False).ids
+    return ids
+
+
+def _render(reader: Reader, turns: list[dict[str, str]]) -> str:
+    assert reader.template is not None
+    values: dict[str, Any] = {
+        "messages": turns,
+        "add_generation_prompt": True,
+        "bos_token": reader.manifest.bos_token,
+        "eos_token": reader.manifest.eos_token,
+    }
+    try:
+        return reader.template.render(values)
+    except jinja2.TemplateError as error:
+        raise TemplateError(str(error)) from error
+
+
+def _encode_texts(reader: Reader, texts: list[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in reader.plain.encode_batch(texts)]

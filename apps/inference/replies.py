@@ -1,0 +1,126 @@
+"""Listen to what workers say: one reader for each process, which hands events to the requests that wait for them."""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+import weakref
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from aiscale import redis as redis_clients
+from aiscale.errors import AiscaleError, Code
+from aiscale.wire import codec, keys
+from aiscale.wire.events import Event, Finished
+
+log = logging.getLogger(__name__)
+
+BLOCK_MS = 1_000
+READ_COUNT = 500
+TRIM_EVERY_S = 1.0
+CHECK_EVERY_S = 5.0
+"""How long a request hears nothing before it looks whether its job is still there."""
+
+
+class Reader:
+    """Read one process's reply stream on one event loop, as long as somebody waits."""
+
+    def __init__(self) -> None:
+        self.process_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._queues: dict[str, asyncio.Queue[Event]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def subscribe(self, job_id: str) -> asyncio.Queue[Event]:
+        """Return the queue into which a job's events come, from now on."""
+        queue = self._queues.setdefault(job_id, asyncio.Queue())
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._read(), name="replies")
+        return queue
+
+    def unsubscribe(self, job_id: str) -> None:
+        self._queues.pop(job_id, None)
+
+    async def _read(self) -> None:
+        name, last, trimmed_at, pause_s = keys.replies(self.process_id), "0-0", time.monotonic(), 0.05
+        while True:
+            try:
+                client: Any = redis_clients.get_async()
+                answer = await client.xread({name: last}, count=READ_COUNT, block=BLOCK_MS)
+                pause_s = 0.05
+                for entry_id, fields in answer[0][1] if answer else ():
+                    last = entry_id.decode()
+                    self._hand_out(fields)
+                if answer and time.monotonic() - trimmed_at > TRIM_EVERY_S:
+                    trimmed_at = time.monotonic()
+                    await client.xtrim(name, minid=last, approximate=True)
+            except redis_clients.UNAVAILABLE as error:
+                log.warning("the reply reader waits for Redis: %s", error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, 1.0)
+
+    def _hand_out(self, fields: dict[bytes, bytes]) -> None:
+        for _, data in sorted((int(number), data) for number, data in fields.items()):
+            try:
+                event = codec.decode_event(data)
+            except msgspec.MsgspecError as error:
+                log.error("an event cannot be read: %s", error)
+                continue
+            queue = self._queues.get(event.job_id)
+            if queue is not None:
+                queue.put_nowait(event)
+
+
+_readers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Reader] = weakref.WeakKeyDictionary()
+
+
+def get_reader() -> Reader:
+    """Return the running loop's reader. I/O: none until somebody subscribes."""
+    loop = asyncio.get_running_loop()
+    reader = _readers.get(loop)
+    if reader is None:
+        reader = _readers[loop] = Reader()
+    return reader
+
+
+async def follow(job_id: str, keep_waiting_s: float = 900.0) -> AsyncIterator[Event]:
+    """Yield the events of a job with ``keep_log`` from its first one, and go on until `Finished`.
+
+    For browsers that come back, to any web process. I/O: blocks on the job's log. Raises: AiscaleError (NOT_FOUND when there is no such
+    job any more, BACKEND_UNAVAILABLE); redis.exceptions.RedisError, OSError.
+    """
+    client: Any = redis_clients.get_async()
+    last, ends_at = "0-0", time.monotonic() + keep_waiting_s
+    while time.monotonic() < ends_at:
+        answer = await client.xread({keys.job_log(job_id): last}, count=READ_COUNT, block=BLOCK_MS)
+        if not answer and await find_state(job_id) in (None, "done"):
+            # it may have ended between the two questions
+            answer = await client.xread({keys.job_log(job_id): last}, count=READ_COUNT)
+            if not answer:
+                raise lost(job_id)
+        for entry_id, fields in answer[0][1] if answer else ():
+            last = entry_id.decode()
+            for _, data in sorted((int(number), data) for number, data in fields.items()):
+                event = codec.decode_event(data)
+                yield event
+                if isinstance(event, Finished):
+                    return
+    raise lost(job_id)
+
+
+async def find_state(job_id: str) -> str | None:
+    """Return a job's state (queued, running, done), or None when there is no record of it. I/O: one Redis trip."""
+    client: Any = redis_clients.get_async()
+    state = await client.hget(keys.job_record(job_id), "state")
+    return None if state is None else str(state.decode())
+
+
+def lost(job_id: str) -> AiscaleError:
+    """Say that nobody knows this job any more."""
+    log.error("nobody knows the job any more", extra={"job_id": job_id})
+    return AiscaleError(
+        Code.WORKER_LOST, "The answer was lost while it was made, and is not charged. Send the request again."
+    )

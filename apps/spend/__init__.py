@@ -1,0 +1,13 @@
+"""Decide whether a caller may spend this much now, and record what it cost: the only code that moves money.
+
+Owns:        tables UsageRecord, LedgerTransaction, LedgerEntry, KillSwitch, Budget; Redis keys spend, holds, hold_amounts,
+             rate, KILLED, FINISHED_DEAD and SETTLEMENT_PRESENCE
+Enter at:    admission.admit, admission.release, pricing.cost_nanousd, killswitch.trip and release, settlement.run,
+             usage.month_summary
+May import:  apps.accounts, aiscale.redis, db, wire, errors, observability
+Invariant:   spent + held never passes the limit at admission; each job is charged once; the ledger's sums are zero and its
+             rows are never changed; a refusal leaves every counter as it was
+Hot path:    admission: one Redis trip, no SQL. Settlement, in its own process: three statements for up to 200 jobs
+If it fails: no Redis: 503 and nothing is spent. No Postgres: finished jobs wait in their stream until it is back. A hold
+             whose job was lost expires by itself
+"""

@@ -1,0 +1,208 @@
+"""Show usage and the ledger (read only), set budgets, trip and release kill switches."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet, Sum
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.template.response import TemplateResponse
+from unfold.admin import ModelAdmin, TabularInline
+
+from aiscale.db import format_usd
+from aiscale.errors import AiscaleError
+from apps.spend import killswitch, periods
+from apps.spend.forms import BudgetForm, TripForm
+from apps.spend.models import Budget, KillSwitch, LedgerEntry, LedgerTransaction, UsageRecord
+
+BIGGEST_SPENDERS = 20
+
+
+class ReadOnly:
+    """Refuse every change through the admin: these rows are written by settlement alone."""
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class OrganizationFilter(admin.SimpleListFilter):
+    """Offer the organizations that spent most this month; any other one is found by the search."""
+
+    title = "organization (this month's biggest)"
+    parameter_name = "organization_id"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        start, _ = periods.bounds(f"{datetime.now(UTC):%Y-%m}")
+        spenders = (
+            UsageRecord.objects.filter(occurred_at__gte=start)
+            .values("organization_id")
+            .annotate(cost=Sum("cost_nanousd"))
+            .order_by("-cost")[:BIGGEST_SPENDERS]
+        )
+        return [(row["organization_id"], f"{row['organization_id']} ({format_usd(row['cost'])})") for row in spenders]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(organization_id=self.value()) if self.value() else queryset
+
+
+@admin.register(UsageRecord)
+class UsageRecordAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = [
+        "occurred_at",
+        "organization_id",
+        "model",
+        "source",
+        "finish_reason",
+        "prompt_tokens",
+        "completion_tokens",
+        "cost",
+    ]
+    list_filter = [OrganizationFilter, "model", "source", "finish_reason", "kind"]
+    search_fields = ["=organization_id", "=job_id", "=request_id", "=user_id", "=key_id"]
+    search_help_text = "The exact id of an organization, job, request, user or key."
+    date_hierarchy = "occurred_at"
+    ordering = ["-occurred_at"]
+    show_full_result_count = False
+    exclude = ["cost_nanousd", "hold_nanousd", "prompt_nanousd_per_token", "completion_nanousd_per_token"]
+    readonly_fields = ["cost", "held_at_most", "prompt_price", "completion_price"]
+
+    @admin.display(description="cost", ordering="cost_nanousd")
+    def cost(self, record: UsageRecord) -> str:
+        return format_usd(record.cost_nanousd)
+
+    @admin.display(description="held at most")
+    def held_at_most(self, record: UsageRecord) -> str:
+        return format_usd(record.hold_nanousd)
+
+    @admin.display(description="price of a million prompt tokens")
+    def prompt_price(self, record: UsageRecord) -> str:
+        return format_usd(record.prompt_nanousd_per_token * 1_000_000)
+
+    @admin.display(description="price of a million completion tokens")
+    def completion_price(self, record: UsageRecord) -> str:
+        return format_usd(record.completion_nanousd_per_token * 1_000_000)
+
+
+class EntryInline(ReadOnly, TabularInline):  # type: ignore[misc]
+    model = LedgerEntry
+    fields = ["account", "amount"]
+    readonly_fields = ["account", "amount"]
+    extra = 0
+
+    @admin.display(description="amount")
+    def amount(self, entry: LedgerEntry) -> str:
+        return format_usd(entry.amount_nanousd)
+
+
+@admin.register(LedgerTransaction)
+class LedgerTransactionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["occurred_at", "kind", "reference", "debited"]
+    list_filter = ["kind"]
+    search_fields = ["=reference", "=public_id"]
+    search_help_text = "The exact job id or transaction id."
+    date_hierarchy = "occurred_at"
+    ordering = ["-occurred_at"]
+    show_full_result_count = False
+    fields = ["public_id", "kind", "reference", "memo", "occurred_at", "created_at"]
+    inlines = [EntryInline]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[LedgerTransaction]:
+        queryset: QuerySet[LedgerTransaction] = super().get_queryset(request)
+        return queryset.prefetch_related("entries")
+
+    @admin.display(description="debited")
+    def debited(self, transaction: LedgerTransaction) -> str:
+        return format_usd(sum(entry.amount_nanousd for entry in transaction.entries.all() if entry.amount_nanousd > 0))
+
+
+@admin.register(Budget)
+class BudgetAdmin(ModelAdmin):  # type: ignore[misc]
+    form = BudgetForm
+    list_display = ["organization", "monthly_limit", "note", "updated_at"]
+    list_select_related = ["organization"]
+    search_fields = ["organization__name", "=organization__public_id"]
+    raw_id_fields = ["organization"]
+
+    @admin.display(description="monthly limit", ordering="monthly_limit_nanousd")
+    def monthly_limit(self, budget: Budget) -> str:
+        return format_usd(budget.monthly_limit_nanousd)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Budget]) -> None:
+        # one by one: each tells the gate that the plan's limit is back
+        for budget in queryset:
+            budget.delete()
+
+
+@admin.register(KillSwitch)
+class KillSwitchAdmin(ModelAdmin):  # type: ignore[misc]
+    list_display = ["scope", "in_force", "reason", "tripped_by", "tripped_at", "released_by", "released_at"]
+    search_fields = ["scope", "reason"]
+    actions = ["release_selected"]
+    fields = ["public_id", *list_display]
+    readonly_fields = fields
+
+    @admin.display(description="in force", boolean=True)
+    def in_force(self, switch: KillSwitch) -> bool:
+        return switch.released_at is None
+
+    def has_change_permission(self, request: HttpRequest, obj: KillSwitch | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: KillSwitch | None = None) -> bool:
+        return False
+
+    def has_release_permission(self, request: HttpRequest) -> bool:
+        return bool(request.user.has_perm("spend.change_killswitch"))
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        """Ask what to stop, say in a sentence what that does, and do it once that is confirmed."""
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        form = TripForm(request.POST or None)
+        valid = request.method == "POST" and form.is_valid()
+        if valid and "confirm" in request.POST:
+            return self._trip(request, form)
+        scope = form.cleaned_data["scope"] if valid else ""
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": "Stop requests",
+            "form": form,
+            "preview": killswitch.describe(scope) if valid else "",
+            "unknown_model": scope.startswith("model:") and not killswitch.is_known_model(scope.removeprefix("model:")),
+        }
+        return TemplateResponse(request, "admin/spend/killswitch/trip.html", context)
+
+    @admin.action(description="Release: let these go on again", permissions=["release"])
+    def release_selected(self, request: HttpRequest, queryset: QuerySet[KillSwitch]) -> None:
+        for switch in queryset.filter(released_at__isnull=True):
+            try:
+                released = killswitch.release(switch.scope, by=_who(request))
+            except AiscaleError as error:
+                messages.warning(request, error.message)
+            else:
+                self.log_change(request, released, "Released.")
+                messages.success(request, f"{switch.scope} works again.")
+
+    def _trip(self, request: HttpRequest, form: TripForm) -> HttpResponse:
+        scope = form.cleaned_data["scope"]
+        try:
+            switch = killswitch.trip(scope, reason=form.cleaned_data["reason"], by=_who(request))
+        except AiscaleError as error:
+            messages.error(request, error.message)
+        else:
+            self.log_addition(request, switch, "Tripped.")
+            messages.success(request, f"{scope} is stopped. Release it in this list.")
+        return redirect("admin:spend_killswitch_changelist")
+
+
+def _who(request: HttpRequest) -> str:
+    return str(request.user)[:254]

@@ -1,0 +1,41 @@
+"""Run spend's Lua scripts by their digest: one Redis trip each, two when the server has just started."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import redis.asyncio as aioredis
+from redis import Redis
+from redis.exceptions import NoScriptError
+
+
+@dataclass(frozen=True)
+class Script:
+    """Hold one script's text and the digest under which Redis keeps it."""
+
+    text: str
+    digest: str
+
+    def run(self, client: Redis, keys: Sequence[str], args: Sequence[str | int | bytes]) -> Any:
+        """Run it. I/O: one Redis trip. Raises: redis.exceptions.RedisError, OSError."""
+        try:
+            return client.evalsha(self.digest, len(keys), *keys, *args)
+        except NoScriptError:
+            return client.eval(self.text, len(keys), *keys, *args)
+
+    async def run_async(self, client: aioredis.Redis, keys: Sequence[str], args: Sequence[str | int | bytes]) -> Any:
+        """Run it. I/O: one Redis trip. Raises: redis.exceptions.RedisError, OSError."""
+        try:
+            return await client.evalsha(self.digest, len(keys), *keys, *args)
+        except NoScriptError:
+            return await client.eval(self.text, len(keys), *keys, *args)
+
+
+@cache
+def get_script(name: str) -> Script:
+    """Read ``apps/spend/lua/<name>.lua``. I/O: one small file, once a process."""
+    text = (Path(__file__).parent / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())

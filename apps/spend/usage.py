@@ -1,0 +1,176 @@
+"""Write usage records, and sum up what an organization used."""
+
+import logging
+from collections.abc import Iterable
+
+import msgspec
+from django.db import connection, transaction
+
+from aiscale import redis as redis_clients
+from aiscale.errors import AiscaleError, Code
+from aiscale.wire import keys
+from aiscale.wire.events import Finished
+from apps.accounts.models import Organization
+from apps.spend import ledger, periods, pricing
+from apps.spend.models import Budget, UsageRecord
+
+log = logging.getLogger(__name__)
+
+_COLUMNS = {
+    "job_id": "text",
+    "request_id": "text",
+    "organization_id": "text",
+    "user_id": "text",
+    "key_id": "text",
+    "plan": "text",
+    "source": "text",
+    "kind": "text",
+    "model": "text",
+    "model_version": "text",
+    "finish_reason": "text",
+    "error_code": "text",
+    "prompt_tokens": "bigint",
+    "completion_tokens": "bigint",
+    "prompt_nanousd_per_token": "bigint",
+    "completion_nanousd_per_token": "bigint",
+    "hold_nanousd": "bigint",
+    "cost_nanousd": "bigint",
+    "worker_id": "text",
+    "queued_ms": "bigint",
+    "first_token_ms": "bigint",
+    "duration_ms": "bigint",
+    "admitted_at": "timestamptz",
+    "occurred_at": "timestamptz",
+}
+
+# Arrays make one statement for any number of rows. The order by job id is the same in every process: two that write the same jobs
+# wait for each other in one direction only, and cannot deadlock (M8).
+_INSERT = f"""
+    INSERT INTO {UsageRecord._meta.db_table} ({", ".join(_COLUMNS)})
+    SELECT * FROM unnest({", ".join(f"%s::{kind}[]" for kind in _COLUMNS.values())}) AS fresh ({", ".join(_COLUMNS)})
+    ORDER BY job_id
+    ON CONFLICT (job_id) DO NOTHING
+    RETURNING job_id
+"""  # noqa: S608 - names and types are this module's own, values are parameters
+
+
+class MonthSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """State an organization's month: what is spent, what running requests hold, and what may be spent at most."""
+
+    month: str
+    spent_nanousd: int
+    held_nanousd: int
+    limit_nanousd: int
+
+
+def cost_of(event: Finished) -> int:
+    """Return what a finished job costs in nano-USD: nothing for an ``error``, else what was made, at the prices of admission.
+
+    Raises: AiscaleError for negative counts or prices.
+    """
+    cost = pricing.cost_nanousd(
+        event.prompt_tokens,
+        event.completion_tokens,
+        prompt_nanousd_per_token=event.billing.prompt_nanousd_per_token,
+        completion_nanousd_per_token=event.billing.completion_nanousd_per_token,
+    )
+    return 0 if event.finish_reason == "error" else cost
+
+
+def record(events: Iterable[Finished]) -> set[str]:
+    """Write what jobs used, and charge them in the ledger. Returns the job ids that were not known before.
+
+    I/O: one transaction of three statements. All or none; a job that was recorded already is left as it is. Raises: django.db.Error,
+    AiscaleError.
+    """
+    by_job = {event.job_id: event for event in events}
+    if not by_job:
+        return set()
+    rows = [_make_row(event) for event in by_job.values()]
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute(_INSERT, [[row[name] for row in rows] for name in _COLUMNS])
+            fresh = {str(job_id) for (job_id,) in cursor.fetchall()}
+        charged = sorted(job_id for job_id in fresh if cost_of(by_job[job_id]))
+        if charged:
+            ledger.post([_make_posting(by_job[job_id]) for job_id in charged])
+    return fresh
+
+
+def month_summary(organization_id: str) -> MonthSummary:
+    """Sum up the current month. Not for the hot path: the gate has its own numbers.
+
+    I/O: up to three SQL statements and one Redis trip. Without Redis the ledger alone speaks, and nothing seems held.
+    Raises: AiscaleError (NOT_FOUND); django.db.Error.
+    """
+    limit_nanousd = _get_limit(organization_id)
+    now_ms = periods.now_ms()
+    month = periods.month_of(now_ms)
+    spent, held = _read_copy(organization_id, month, now_ms)
+    if spent is None:
+        spent = ledger.sum_charges(organization_id, month)
+    return MonthSummary(month=month, spent_nanousd=spent, held_nanousd=held, limit_nanousd=limit_nanousd)
+
+
+def _get_limit(organization_id: str) -> int:
+    own = Budget.objects.filter(organization__public_id=organization_id)
+    for limit in own.values_list("monthly_limit_nanousd", flat=True):
+        return int(limit)
+    found = Organization.objects.filter(public_id=organization_id)
+    for limit in found.values_list("plan__monthly_limit_nanousd", flat=True):
+        return int(limit)
+    raise AiscaleError(Code.NOT_FOUND, f"No organization has the id {organization_id!r}.")
+
+
+def _read_copy(organization_id: str, month: str, now_ms: int) -> tuple[int | None, int]:
+    """Return (spent, held) of the fast copy; spent is None when the copy is missing or of another month."""
+    try:
+        pipeline = redis_clients.get_sync().pipeline(transaction=True)
+        pipeline.hmget(keys.spend(organization_id), ["period", "spent_nanousd"])
+        pipeline.hgetall(keys.hold_amounts(organization_id))
+        pipeline.zrangebyscore(keys.holds(organization_id), f"({now_ms}", "+inf")
+        (period, spent), amounts, living = pipeline.execute()
+    except redis_clients.UNAVAILABLE:
+        log.warning("Redis does not answer: held amounts are unknown", extra={"organization_id": organization_id})
+        return None, 0
+    held = sum(int(amounts[job_id]) for job_id in living if job_id in amounts)
+    return (int(spent) if period is not None and period.decode() == month else None), held
+
+
+def _make_row(event: Finished) -> dict[str, object]:
+    billing = event.billing
+    return {
+        "job_id": event.job_id,
+        "request_id": billing.request_id,
+        "organization_id": billing.organization_id,
+        "user_id": billing.user_id or "",
+        "key_id": billing.key_id or "",
+        "plan": billing.plan,
+        "source": billing.source,
+        "kind": event.kind,
+        "model": event.model,
+        "model_version": event.model_version,
+        "finish_reason": event.finish_reason,
+        "error_code": event.error_code or "",
+        "prompt_tokens": event.prompt_tokens,
+        "completion_tokens": event.completion_tokens,
+        "prompt_nanousd_per_token": billing.prompt_nanousd_per_token,
+        "completion_nanousd_per_token": billing.completion_nanousd_per_token,
+        "hold_nanousd": billing.hold_nanousd,
+        "cost_nanousd": cost_of(event),
+        "worker_id": event.worker_id,
+        "queued_ms": event.queued_ms,
+        "first_token_ms": event.first_token_ms,
+        "duration_ms": event.duration_ms,
+        "admitted_at": periods.to_datetime(billing.admitted_at_ms),
+        "occurred_at": periods.to_datetime(event.finished_at_ms),
+    }
+
+
+def _make_posting(event: Finished) -> ledger.Posting:
+    return ledger.usage_posting(
+        event.billing.organization_id,
+        event.job_id,
+        cost_of(event),
+        periods.to_datetime(event.finished_at_ms),
+    )

@@ -1,0 +1,221 @@
+// The chat page: what is written goes out over the socket, what comes in goes into the thread. The server renders markdown.
+import { ChatSocket } from "./socket.js";
+
+const byId = (id) => document.getElementById(id);
+const thread = byId("thread"), scroll = byId("scroll"), composer = byId("composer"), text = byId("text");
+const sendButton = byId("send"), stopButton = byId("stop"), notice = byId("notice"), state = byId("state"), jump = byId("jump");
+const shell = byId("shell"), announcer = byId("announcer");
+
+let conversationId = thread.dataset.conversation || null;
+let unsent = null; // the message that the server has not confirmed yet
+const newId = () => (crypto.randomUUID ? crypto.randomUUID() : `${Date.now()}-${Math.random().toString(36).slice(2)}`);
+
+// --- the thread ------------------------------------------------------------------------------------------------------------
+
+function addMessage(role, id) {
+  byId("empty").hidden = true;
+  const article = document.createElement("article");
+  article.className = `message ${role}`;
+  article.setAttribute("aria-label", role === "user" ? "You" : "Answer");
+  if (id) article.id = id;
+  article.innerHTML = role === "user"
+    ? '<div class="body text"></div>'
+    : '<div class="body"><div class="done prose"></div><div class="tail text"></div></div><p class="note" hidden></p>';
+  thread.append(article);
+  return article;
+}
+
+const part = (article, name) => article.querySelector(`.${name}`);
+const pending = () => [...thread.querySelectorAll('.message[data-status="pending"]')];
+
+function setNote(article, words, isError) {
+  const note = part(article, "note");
+  note.hidden = !words;
+  note.textContent = words ?? "";
+  note.classList.toggle("error", Boolean(isError));
+}
+
+function showBusy() {
+  const busy = pending().length > 0 || unsent !== null;
+  stopButton.hidden = pending().length === 0;
+  sendButton.hidden = !stopButton.hidden;
+  sendButton.disabled = busy || byId("model").value === "";
+}
+
+// --- scrolling: follow the answer until the reader scrolls away ----------------------------------------------------------
+
+let following = true;
+const isAtEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
+scroll.addEventListener("scroll", () => {
+  following = isAtEnd();
+  jump.hidden = following;
+}, { passive: true });
+function follow() {
+  if (following) scroll.scrollTop = scroll.scrollHeight;
+  else jump.hidden = isAtEnd();
+}
+jump.addEventListener("click", () => { following = true; follow(); text.focus(); });
+
+// --- frames ------------------------------------------------------------------------------------------------------------------
+
+const handlers = {
+  turn(frame) {
+    if (unsent && unsent.frame.client_id === frame.client_id) {
+      unsent.article.id = frame.question_id;
+      unsent = null;
+    }
+    openConversation(frame);
+    const answer = byId(frame.message_id) ?? addMessage("assistant", frame.message_id);
+    answer.dataset.status = "pending";
+  },
+  begin({ message_id }) {
+    const answer = byId(message_id);
+    if (!answer) return;
+    answer.dataset.status = "pending";
+    part(answer, "done").replaceChildren();
+    part(answer, "tail").textContent = "";
+    setNote(answer, "");
+  },
+  delta({ message_id, text: piece }) {
+    const answer = byId(message_id);
+    if (answer) part(answer, "tail").append(piece);
+  },
+  block({ message_id, html, tail }) {
+    const answer = byId(message_id);
+    if (!answer) return;
+    part(answer, "done").insertAdjacentHTML("beforeend", html);
+    part(answer, "tail").textContent = tail;
+  },
+  finished({ message_id, status, html, error }) {
+    const answer = byId(message_id);
+    if (!answer) return;
+    answer.dataset.status = status;
+    part(answer, "done").innerHTML = html;
+    part(answer, "tail").textContent = "";
+    if (status === "stopped") setNote(answer, "You stopped this answer.");
+    else if (error) setNote(answer, error.message, true);
+    announcer.textContent = error ? error.message : part(answer, "done").textContent;
+    text.focus({ preventScroll: true });
+  },
+  interrupted({ message_id }) {
+    // the server lost sight of it for a moment: ask again
+    setTimeout(() => socket.send({ type: "resume", message_id }), 1500);
+  },
+  error(frame) {
+    if (unsent && frame.client_id === unsent.frame.client_id) {
+      // it was not taken: the words go back into the box
+      unsent.article.remove();
+      if (!text.value) text.value = unsent.frame.text;
+      unsent = null;
+      byId("empty").hidden = thread.querySelector(".message") !== null;
+      resize();
+    }
+    showNotice(frame.message);
+  },
+  pong() {},
+};
+
+function openConversation({ conversation_id, title }) {
+  if (conversationId === conversation_id) return;
+  conversationId = conversation_id;
+  history.replaceState(null, "", `/c/${conversation_id}/`);
+  document.title = `${title} · aiscale`;
+  byId("chat-title").textContent = byId("new-title").value = title;
+  byId("rename-form").action = `/c/${conversation_id}/rename/`;
+  byId("delete-form").action = `/c/${conversation_id}/delete/`;
+  byId("chat-menu").hidden = false;
+  const item = document.createElement("li"), link = document.createElement("a");
+  link.href = `/c/${conversation_id}/`;
+  link.textContent = title;
+  link.setAttribute("aria-current", "page");
+  item.append(link);
+  byId("conversation-list").prepend(item);
+}
+
+function showNotice(words) {
+  notice.textContent = words;
+  notice.hidden = !words;
+}
+
+const socket = new ChatSocket({
+  onFrame(frame) {
+    handlers[frame.type]?.(frame);
+    showBusy();
+    follow();
+  },
+  onState(now) {
+    state.textContent = now === "open" ? "" : "Reconnecting …";
+    if (now === "logged-out") {
+      state.textContent = "";
+      showNotice("You are logged out. Reload the page to log in again; what you wrote here is kept until you do.");
+    }
+    if (now === "open") {
+      if (unsent) socket.send(unsent.frame);
+      pending().forEach((answer) => socket.send({ type: "resume", message_id: answer.id }));
+    }
+  },
+});
+
+// --- writing -----------------------------------------------------------------------------------------------------------------
+
+function resize() {
+  text.style.height = "auto";
+  text.style.height = `${text.scrollHeight}px`;
+}
+
+function sendText() {
+  const words = text.value.trim();
+  if (!words || unsent || pending().length || !byId("model").value) return;
+  showNotice("");
+  const article = addMessage("user");
+  part(article, "body").textContent = words;
+  const frame = { type: "send", client_id: newId(), conversation_id: conversationId, model: byId("model").value, text: words };
+  unsent = { frame, article };
+  text.value = "";
+  resize();
+  // when the socket is away, it is sent as soon as it is back
+  if (socket.isOpen) socket.send(frame);
+  following = true;
+  showBusy();
+  follow();
+}
+
+function stopAnswers() {
+  pending().forEach((answer) => socket.send({ type: "stop", message_id: answer.id }));
+}
+
+composer.addEventListener("submit", (event) => { event.preventDefault(); sendText(); });
+text.addEventListener("input", resize);
+text.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    sendText();
+  }
+});
+stopButton.addEventListener("click", stopAnswers);
+document.querySelectorAll("[data-starter]").forEach((button) => button.addEventListener("click", () => {
+  text.value = button.dataset.starter;
+  sendText();
+  text.focus();
+}));
+
+// --- the list of conversations on small screens ----------------------------------------------------------------------------
+
+function showSidebar(open) {
+  shell.classList.toggle("open", open);
+  byId("veil").hidden = !open;
+  byId("open-sidebar").setAttribute("aria-expanded", String(open));
+  (open ? byId("close-sidebar") : byId("open-sidebar")).focus();
+}
+byId("open-sidebar").addEventListener("click", () => showSidebar(true));
+byId("close-sidebar").addEventListener("click", () => showSidebar(false));
+byId("veil").addEventListener("click", () => showSidebar(false));
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  if (byId("chat-menu").open) byId("chat-menu").open = false;
+  else if (shell.classList.contains("open")) showSidebar(false);
+  else stopAnswers();
+});
+
+showBusy();
+scroll.scrollTop = scroll.scrollHeight;

@@ -1,0 +1,300 @@
+"""Show what the gate lets pass, what it refuses, and that a refusal changes nothing."""
+
+import time
+
+import pytest
+from redis import Redis
+
+from aiscale import redis as redis_clients
+from aiscale.errors import AiscaleError, Code
+from aiscale.wire import keys
+from apps.accounts import mirror
+from apps.spend import killswitch
+from apps.spend.admission import HOLD_GRACE_MS, Ask, admit, release, run_gate
+from apps.spend.models import Budget
+from tests.apps.spend.cast import (
+    MODEL,
+    USD,
+    dump,
+    make_ask,
+    make_caller,
+    make_organization,
+    make_plan,
+    on_thread,
+    publish_key,
+    read_spend,
+    stage,
+    warm,
+)
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+DIGEST = "ab" * 32
+
+
+async def refused(ask: Ask) -> AiscaleError:
+    """Ask, and expect a refusal that leaves every key as it was."""
+    client = redis_clients.get_sync()
+    before = dump(client)
+    with pytest.raises(AiscaleError) as refusal:
+        await admit(ask)
+    assert dump(client) == before, "a refusal changed something"
+    return refusal.value
+
+
+@pytest.fixture
+def organization(client):
+    return warm(make_organization())
+
+
+async def test_an_admitted_request_is_counted_and_held(client: Redis, organization):
+    ask = make_ask(make_caller(organization), worst_nanousd=12_345)
+    admitted = await admit(ask)
+    assert admitted.headers["x-ratelimit-limit-requests"] == "1000"
+    assert admitted.headers["x-ratelimit-remaining-requests"] == "999"
+    assert admitted.headers["x-ratelimit-reset-requests"].startswith("1h")
+    assert read_spend(organization.public_id)["held_nanousd"] == "12345"
+    assert client.zscore(keys.holds(organization.public_id), ask.job_id) == ask.deadline_at_ms + HOLD_GRACE_MS
+    assert client.hget(keys.hold_amounts(organization.public_id), ask.job_id) == b"12345"
+
+
+async def test_the_same_job_asked_twice_is_counted_once(organization):
+    """A client that lost Redis's answer asks again."""
+    ask = make_ask(make_caller(organization))
+    first, second = await admit(ask), await admit(ask)
+    assert first.headers["x-ratelimit-remaining-requests"] == second.headers["x-ratelimit-remaining-requests"] == "999"
+    assert read_spend(organization.public_id)["held_nanousd"] == "1000"
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        ({"state": "revoked"}, Code.KEY_REVOKED),
+        ({"state": "expired"}, Code.KEY_EXPIRED),
+        ({"expires_at_ms": "1000"}, Code.KEY_EXPIRED),
+        ({"organization_id": "org_other"}, Code.INVALID_API_KEY),
+    ],
+)
+async def test_a_key_that_works_no_more_is_refused_by_name(organization, state, code):
+    publish_key(DIGEST, organization.public_id, **state)
+    refusal = await refused(make_ask(make_caller(organization, key_digest=DIGEST)))
+    assert refusal.code is code
+    assert "API keys page" in refusal.message
+
+
+async def test_a_living_key_passes(organization):
+    publish_key(DIGEST, organization.public_id, expires_at_ms=str(time.time_ns() // 1_000_000 + 5000))
+    await admit(make_ask(make_caller(organization, key_digest=DIGEST)))
+
+
+async def test_a_suspended_account_is_refused(client, organization):
+    client.hset(keys.organization(organization.public_id), "state", "suspended")
+    refusal = await refused(make_ask(make_caller(organization)))
+    assert (refusal.code, "suspended" in refusal.message) == (Code.ACCOUNT_INACTIVE, True)
+
+
+def scope_of(organization, scope):
+    return scope.format(organization=organization.public_id, model=MODEL)
+
+
+@pytest.mark.parametrize("scope", ["site", "model:{model}", "organization:{organization}"])
+async def test_what_is_killed_is_refused_with_the_reason(client, organization, scope):
+    client.hset(keys.KILLED, scope_of(organization, scope), "The bill is too high.")
+    refusal = await refused(make_ask(make_caller(organization)))
+    assert refusal.code is Code.KILLED
+    assert "The bill is too high. " in refusal.message
+    assert refusal.headers["x-ratelimit-remaining-requests"] == "1000"
+
+
+async def test_another_model_or_organization_that_is_killed_stops_nobody_else(client, organization):
+    client.hset(keys.KILLED, mapping={"model:other": "x", "organization:org_other": "x"})
+    await admit(make_ask(make_caller(organization)))
+
+
+async def test_a_model_outside_the_plan_is_refused(client):
+    organization = await stage(allowed_models=["tiny", f"{MODEL}-large"])
+    refusal = await refused(make_ask(make_caller(organization)))
+    assert (refusal.code, MODEL in refusal.message) == (Code.MODEL_NOT_ALLOWED, True)
+    await admit(make_ask(make_caller(organization), model="tiny"))
+
+
+async def test_the_rate_is_refused_with_the_time_to_wait(client):
+    organization = await stage(requests_per_window=3)
+    caller = make_caller(organization)
+    remaining = [(await admit(make_ask(caller))).headers["x-ratelimit-remaining-requests"] for _ in range(3)]
+    assert remaining == ["2", "1", "0"]
+    refusal = await refused(make_ask(caller))
+    assert refusal.code is Code.RATE_LIMITED
+    assert refusal.message.startswith("You have used all 3 requests of this hour on the Free plan. Try again in 1h")
+    assert refusal.message.endswith("or upgrade your plan.")
+    assert 3600 <= refusal.retry_after_s <= 3660
+    assert refusal.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+async def test_too_many_in_flight_are_refused_until_one_ends(client):
+    organization = await stage(max_in_flight=2)
+    caller = make_caller(organization)
+    running = make_ask(caller)
+    await admit(running)
+    await admit(make_ask(caller))
+    refusal = await refused(make_ask(caller))
+    assert (refusal.code, refusal.retry_after_s) == (Code.TOO_MANY_IN_FLIGHT, 1.0)
+    assert "You have 2 requests running; the Free plan allows 2" in refusal.message
+    await release(organization.public_id, running.job_id)
+    await admit(make_ask(caller))
+
+
+async def test_a_full_queue_is_refused_and_jobs_past_their_deadline_do_not_fill_it(client, organization, settings):
+    now_ms = time.time_ns() // 1_000_000
+    limit = settings.ENV.queue_limit
+    client.zadd(keys.queue_depth(MODEL), {f"old{n}": now_ms - 1 for n in range(limit)})
+    await admit(make_ask(make_caller(organization)))
+    client.zadd(keys.queue_depth(MODEL), {f"new{n}": now_ms + 60_000 for n in range(limit)})
+    refusal = await refused(make_ask(make_caller(organization)))
+    assert (refusal.code, refusal.retry_after_s) == (Code.QUEUE_FULL, 5.0)
+    assert str(limit) in refusal.message
+
+
+async def test_m12_the_whole_worst_case_fits_or_is_refused(client):
+    organization = await stage(monthly_limit_nanousd=1000)
+    caller = make_caller(organization)
+    await admit(make_ask(caller, worst_nanousd=400))
+    refusal = await refused(make_ask(caller, worst_nanousd=601))
+    assert refusal.code is Code.BUDGET_EXHAUSTED
+    assert "$0.000000601" in refusal.message
+    assert "$0.000001" in refusal.message
+    assert "Try again when they have finished" in refusal.message
+    assert refusal.retry_after_s == 5.0
+    await admit(make_ask(caller, worst_nanousd=600))
+    refusal = await refused(make_ask(caller, worst_nanousd=1))
+    assert refusal.code is Code.BUDGET_EXHAUSTED
+
+
+async def test_a_spent_budget_says_when_it_starts_anew(client):
+    organization = await stage(monthly_limit_nanousd=1000)
+    client.hset(keys.spend(organization.public_id), "spent_nanousd", "999")
+    refusal = await refused(make_ask(make_caller(organization), worst_nanousd=2))
+    assert "$0.000000999 is spent" in refusal.message
+    assert "The limit starts anew on 1 " in refusal.message
+    assert "upgrade your plan" in refusal.message
+    assert refusal.retry_after_s is None
+
+
+async def test_a_budget_of_its_own_replaces_the_plans_limit_at_once(organization):
+    caller = make_caller(organization)
+    await _change_budget(organization, 500)
+    refusal = await refused(make_ask(caller, worst_nanousd=501))
+    assert refusal.code is Code.BUDGET_EXHAUSTED
+    await _change_budget(organization, 5 * USD)
+    await admit(make_ask(caller, worst_nanousd=4 * USD))
+    await _change_budget(organization, None)
+    assert (await refused(make_ask(caller, worst_nanousd=USD))).code is Code.BUDGET_EXHAUSTED
+
+
+async def _change_budget(organization, limit: int | None) -> None:
+    def change():
+        if limit is None:
+            Budget.objects.get(organization=organization).delete()
+        else:
+            Budget.objects.update_or_create(organization=organization, defaults={"monthly_limit_nanousd": limit})
+
+    await on_thread(change)
+
+
+async def test_m10_a_negative_worst_case_is_refused(organization):
+    refusal = await refused(make_ask(make_caller(organization), worst_nanousd=-1))
+    assert refusal.code is Code.BACKEND_UNAVAILABLE
+
+
+async def test_m2_a_hold_expires_by_itself(client):
+    organization = await stage(monthly_limit_nanousd=1000, max_in_flight=1)
+    caller = make_caller(organization)
+    dead = make_ask(caller, worst_nanousd=1000)
+    await admit(dead)
+    asked_later = make_ask(caller, worst_nanousd=1000)
+    expiry_ms = dead.deadline_at_ms + HOLD_GRACE_MS
+    gate = redis_clients.get_async()
+    assert (await run_gate(gate, asked_later, plan="free", now_ms=expiry_ms - 1))[:2] == [
+        "refused",
+        "too_many_in_flight",
+    ]
+    assert (await run_gate(gate, asked_later, plan="free", now_ms=expiry_ms))[0] == "admitted"
+    assert client.hkeys(keys.hold_amounts(organization.public_id)) == [asked_later.job_id.encode()]
+    assert read_spend(organization.public_id)["held_nanousd"] == "1000"
+
+
+async def test_release_gives_the_hold_back_once_and_keeps_the_request_counted(organization):
+    caller = make_caller(organization)
+    ask = make_ask(caller)
+    await admit(ask)
+    for _ in range(2):
+        await release(organization.public_id, ask.job_id)
+    assert read_spend(organization.public_id)["held_nanousd"] == "0"
+    assert (await admit(make_ask(caller))).headers["x-ratelimit-remaining-requests"] == "998"
+
+
+async def test_a_new_month_starts_with_nothing_spent(client, organization):
+    client.hset(keys.spend(organization.public_id), mapping={"period": "2020-01", "spent_nanousd": str(USD)})
+    await admit(make_ask(make_caller(organization)))
+    after = read_spend(organization.public_id)
+    assert (after["period"] > "2020-01", after["spent_nanousd"], after["held_nanousd"]) == (True, "0", "1000")
+
+
+async def test_a_clock_that_is_behind_does_not_bring_the_last_month_back(client, organization):
+    client.hset(keys.spend(organization.public_id), mapping={"period": "2999-01", "spent_nanousd": str(USD)})
+    assert (await refused(make_ask(make_caller(organization)))).code is Code.BUDGET_EXHAUSTED
+
+
+async def test_after_flushall_the_copies_come_back(client, organization):
+    client.flushall()
+    await admit(make_ask(make_caller(organization)))
+    assert client.hget(keys.KILLED, keys.KILLED_LOADED) == b"1"
+    assert read_spend(organization.public_id)["held_nanousd"] == "1000"
+
+
+async def test_m3_what_was_killed_stays_killed_after_flushall(client, organization):
+    await on_thread(lambda: killswitch.trip("site", reason="An incident", by="ada"))
+    client.flushall()
+    with pytest.raises(AiscaleError) as refusal:
+        await admit(make_ask(make_caller(organization)))
+    assert refusal.value.code is Code.KILLED
+
+
+async def test_a_plan_that_changed_a_moment_ago_is_the_one_that_counts(client, organization):
+    caller = make_caller(organization)
+
+    def change_plan():
+        organization.plan = make_plan("pro", requests_per_window=7, window_s=60)
+        organization.save()
+        mirror.publish_organization(organization)
+
+    await on_thread(change_plan)
+    admitted = await admit(make_ask(caller))
+    assert admitted.headers["x-ratelimit-limit-requests"] == "7"
+
+
+async def test_m3_no_redis_refuses(organization, settings, tmp_path):
+    settings.REDIS_URL = f"unix://{tmp_path}/nobody.sock"
+    await _forget_client()
+    try:
+        with pytest.raises(AiscaleError) as refusal:
+            await admit(make_ask(make_caller(organization)))
+        assert refusal.value.code is Code.BACKEND_UNAVAILABLE
+        assert refusal.value.retry_after_s
+    finally:
+        await _forget_client()
+
+
+async def test_m3_a_redis_that_fails_refuses(client, organization):
+    client.delete(keys.holds(organization.public_id))
+    client.set(keys.holds(organization.public_id), "not a sorted set")
+    assert (await refused(make_ask(make_caller(organization)))).code is Code.BACKEND_UNAVAILABLE
+
+
+async def _forget_client() -> None:
+    """Make the running loop's next client anew, from the settings as they are now."""
+    import asyncio
+
+    kept = redis_clients._clients.pop(asyncio.get_running_loop(), None)
+    if kept is not None:
+        await kept.aclose()

@@ -1,0 +1,134 @@
+"""A person in a real Chromium: signs up, chats, sees tokens arrive, stops an answer, and finds it after a reload."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.e2e.conftest import ROOT, Stack
+
+sys.path.insert(0, str(ROOT / "deploy"))
+from browser import find_browser
+
+pytestmark = [pytest.mark.stack, pytest.mark.browser]
+STORY = "Write a long story about a dragon, with many chapters."
+PASSWORD = "correct horse 9 battery"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = find_browser()
+    assert path, "make test installs Chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, healthy: Stack, tmp_path: Path) -> Iterator[Page]:
+    context = browser.new_context(base_url=healthy.base_url)
+    context.set_default_timeout(30_000)
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    yield page
+    context.close()
+    # a browser reports each refused connection by itself, while a killed server comes back
+    assert [text for text in problems if "WebSocket connection" not in text] == []
+
+
+def sign_up(page: Page, name: str) -> None:
+    page.goto("/")
+    page.get_by_role("link", name="Make an account").click()
+    page.get_by_label("Email").fill(f"{name}-{time.time_ns()}@example.com")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign up").click()
+    expect(page.get_by_role("heading", name="What would you like to know?")).to_be_visible()
+
+
+def ask(page: Page, words: str) -> None:
+    page.get_by_label("Your message").fill(words)
+    page.keyboard.press("Enter")
+
+
+def test_signs_up_chats_stops_and_reloads(page: Page) -> None:
+    sign_up(page, "ada")
+    ask(page, STORY)
+    answer = page.locator(".message.assistant").last
+    lengths: set[int] = set()
+    ends_at = time.monotonic() + 30
+    while len(lengths) < 4 and time.monotonic() < ends_at:
+        if answer.count():
+            lengths.add(len(answer.inner_text().strip()))
+        page.wait_for_timeout(60)
+    assert len(lengths) >= 4, f"tokens did not arrive one after another: {lengths}"
+    assert page.url.split("/c/")[1]
+
+    # a reload in mid-answer finds what was said, and goes on
+    page.reload()
+    expect(page.locator(".message.user")).to_contain_text("a long story about a dragon")
+    answer = page.locator(".message.assistant").last
+    expect(answer.locator(".body")).not_to_be_empty()
+    expect(answer).to_have_attribute("data-status", "pending")
+
+    page.get_by_role("button", name="Stop").click()
+    expect(answer).to_have_attribute("data-status", "stopped")
+    expect(answer).to_contain_text("You stopped this answer.")
+    stopped = answer.locator(".done").inner_text()
+    assert stopped.strip()
+    page.reload()
+    expect(page.locator(".message.assistant")).to_have_count(1)
+    assert page.locator(".message.assistant .done").inner_text() == stopped
+    expect(page.get_by_role("navigation", name="Your conversations")).to_contain_text("a long story about a dragon")
+
+
+def test_a_second_turn_and_another_ones_conversation(page: Page, browser: Browser) -> None:
+    sign_up(page, "bob")
+    ask(page, "What is the capital of France?")
+    first = page.locator(".message.assistant").first
+    expect(first).to_have_attribute("data-status", "complete")
+    expect(first.locator(".done")).not_to_be_empty()
+    ask(page, "And of Italy?")
+    expect(page.locator('.message.assistant[data-status="complete"]')).to_have_count(2)
+    url = page.url
+    stranger = browser.new_context(base_url=page.url.split("/c/")[0]).new_page()
+    sign_up(stranger, "eve")
+    response = stranger.goto(url)
+    assert response is not None and response.status == 404
+    stranger.context.close()
+
+
+def test_heals_when_the_web_process_dies(page: Page, healthy: Stack) -> None:
+    sign_up(page, "cyd")
+    ask(page, STORY)
+    answer = page.locator(".message.assistant").last
+    expect(answer.locator(".body")).not_to_be_empty()
+    healthy.kill("web")
+    expect(page.locator("#state")).to_have_text("Reconnecting …")
+    healthy.wait_ready()
+    expect(page.locator("#state")).to_have_text("", timeout=30_000)
+    page.get_by_role("button", name="Stop").click()
+    expect(answer).to_have_attribute("data-status", "stopped")
+    assert answer.locator(".done").inner_text().strip()
+
+
+def test_works_with_the_keyboard_alone(page: Page) -> None:
+    sign_up(page, "dan")
+    expect(page.get_by_label("Your message")).to_be_focused()
+    page.keyboard.type("Say hello.")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("Be brief.")
+    page.keyboard.press("Enter")
+    expect(page.locator(".message.user")).to_contain_text("Be brief.")
+    expect(page.locator('.message.assistant[data-status="complete"]')).to_have_count(1)
+    expect(page.get_by_label("Your message")).to_be_focused()
+    page.keyboard.type(STORY)
+    page.keyboard.press("Enter")
+    expect(page.locator('.message.assistant[data-status="pending"] .body')).not_to_be_empty()
+    page.keyboard.press("Escape")
+    expect(page.locator('.message.assistant[data-status="stopped"]')).to_have_count(1)

@@ -1,0 +1,65 @@
+"""`manage.py up`, as a newcomer meets it: one clear line for what is wrong, everything kept, nothing left behind."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import ROOT, Stack, find_port, wait_until
+
+pytestmark = pytest.mark.stack
+
+
+def run_up(stack: Stack, **settings: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "manage.py", "up"]
+    environ = stack.environ | settings
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=60)
+
+
+def get_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line that a failed start says."""
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout + done.stderr
+    [line] = done.stderr.strip().splitlines()
+    return line
+
+
+def test_says_in_one_line_what_is_wrong(stack: Stack, tmp_path: Path) -> None:
+    fresh = {"AISCALE_DATA_DIR": str(tmp_path / "data")}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"port {port}" in get_line(run_up(stack, PORT=str(port), **fresh))
+    assert "PORT is 'eighty'" in get_line(run_up(stack, PORT="eighty", **fresh))
+    assert "HOST" in get_line(run_up(stack, HOST="nowhere.invalid", PORT=str(find_port()), **fresh))
+    assert "DATABASE_URL" in get_line(run_up(stack, DATABASE_URL="mysql://x", **fresh))
+    assert "runs already" in get_line(run_up(stack, PORT=str(find_port())))
+
+
+def test_keeps_everything_and_leaves_nothing_behind(tmp_path: Path, served_models_dir: Path) -> None:
+    # a folder that no other user can enter, with a name too long for a socket
+    closed = tmp_path / ("closed-" + "x" * 60)
+    closed.mkdir(mode=0o700)
+    stack = Stack(closed / "data", served_models_dir, find_port())
+    stack.start()
+    assert "password:" in stack.output and "demo API key:" in stack.output
+    key = stack.output.split("demo API key:")[1].split()[0]
+    assert stat.S_IMODE(os.stat(stack.data_dir).st_mode) == 0o700
+    assert stack.stop() == 0
+    assert stack.list_processes() == []
+    stack.start()
+    assert "password:" not in stack.output
+    answer = httpx.get(f"{stack.base_url}/v1/models", headers={"Authorization": f"Bearer {key}"})
+    assert answer.status_code == 200 and len(answer.json()["data"]) == 2
+    # whoever kills `up` itself kills everything
+    assert stack.process is not None
+    os.kill(stack.process.pid, signal.SIGKILL)
+    stack.process.wait()
+    wait_until(lambda: not stack.list_processes(), 30, lambda: str(stack.list_processes()))

@@ -1,0 +1,123 @@
+"""Keep this worker's leases alive, tell that it is here, and obey: cancel, kill.
+
+An order comes twice: at once by pub/sub, and within a second by reading what it left in Redis. So none is missed.
+"""
+
+import logging
+import threading
+import time
+from typing import Any
+
+import msgspec
+from redis.exceptions import RedisError
+
+from aiscale.wire import codec, keys
+from workers.config import WORKER_ID, get_redis
+from workers.publish import JobInHand
+from workers.serving import Serving
+
+log = logging.getLogger(__name__)
+
+
+def start_control(serving: Serving) -> None:
+    """Start the heartbeat and the listener on threads of their own."""
+    for work in (_beat, _listen):
+        threading.Thread(target=work, args=(serving,), name=f"control{work.__name__}", daemon=True).start()
+
+
+def _beat(serving: Serving) -> None:
+    from workers.bootsteps import exit_process
+
+    while True:
+        started = time.monotonic()
+        try:
+            beat_once(serving)
+        except (RedisError, OSError) as error:
+            log.warning("the heartbeat waits for Redis: %s", error)
+        if not serving.closing and (dead := serving.find_dead()) is not None:
+            log.critical("the thread of %s is gone", dead, extra={"model": dead})
+            serving.publisher.flush(2.0)
+            exit_process()
+        time.sleep(max(keys.HEARTBEAT_MS / 1000 - (time.monotonic() - started), 0.05))
+
+
+def beat_once(serving: Serving) -> None:
+    """Push leases ahead, write presence, and obey what is written down. I/O: two Redis trips. Raises: RedisError, OSError."""
+    client = get_redis()
+    jobs = [in_hand for in_hand in list(serving.jobs.values()) if not in_hand.ended]
+    pipeline: Any = client.pipeline(transaction=False)
+    pipeline.hgetall(keys.KILLED)
+    for in_hand in jobs:
+        pipeline.hmget(keys.job_record(in_hand.job.job_id), "worker", "cancelled", "state")
+    killed, *records = pipeline.execute()
+    pipeline = client.pipeline(transaction=False)
+    lease_end_ms = time.time_ns() // 1_000_000 + keys.LEASE_MS
+    for in_hand, (worker, cancelled, state) in zip(jobs, records, strict=True):
+        if state != b"running" or worker is None or worker.decode() != WORKER_ID:
+            if not in_hand.ended:
+                log.warning("a job was taken from this worker", extra={"job_id": in_hand.job.job_id})
+                serving.publisher.drop(in_hand)
+                serving.abort(in_hand.job.job_id, "cancelled")
+            continue
+        pipeline.zadd(keys.LEASES, {in_hand.job.job_id: lease_end_ms}, xx=True)
+        if cancelled is not None:
+            serving.abort(in_hand.job.job_id, "cancelled")
+    if not serving.closing:
+        pipeline.set(keys.worker_presence(WORKER_ID), _describe(serving), ex=keys.WORKER_PRESENCE_TTL_S)
+    pipeline.execute()
+    for scope, reason in killed.items():
+        if scope.decode() != keys.KILLED_LOADED:
+            _kill(serving, scope.decode(), reason.decode())
+
+
+def _listen(serving: Serving) -> None:
+    while True:
+        try:
+            client: Any = get_redis()
+            with client.pubsub(ignore_subscribe_messages=True) as channel:
+                channel.subscribe(keys.CONTROL_CHANNEL)
+                while True:
+                    message = channel.get_message(timeout=5.0)
+                    if message is not None:
+                        obey(serving, message["data"])
+        except (RedisError, OSError) as error:
+            log.warning("the listener waits for Redis: %s", error)
+            time.sleep(0.5)
+
+
+def obey(serving: Serving, data: bytes) -> None:
+    """Carry out one encoded `Control`; what cannot be read is logged and dropped."""
+    try:
+        control = codec.decode_control(data)
+    except msgspec.DecodeError as error:
+        log.warning("an order cannot be read: %s", error)
+        return
+    if control.order == "cancel":
+        serving.abort(control.job_id, "cancelled")
+    elif control.order == "kill":
+        _kill(serving, control.scope, control.reason)
+
+
+def _kill(serving: Serving, scope: str, reason: str) -> None:
+    for in_hand in list(serving.jobs.values()):
+        if not in_hand.ended and _is_in(in_hand, scope):
+            serving.abort(in_hand.job.job_id, "killed", reason)
+
+
+def _is_in(in_hand: JobInHand, scope: str) -> bool:
+    job = in_hand.job
+    return scope in ("site", f"model:{job.model}", f"organization:{job.billing.organization_id}")
+
+
+def _describe(serving: Serving) -> bytes:
+    running, waiting = serving.counts()
+    return msgspec.json.encode(
+        {
+            "worker_id": WORKER_ID,
+            "models": serving.versions,
+            "providers": serving.providers,
+            "running": running,
+            "waiting": waiting,
+            "started_at_ms": serving.started_at_ms,
+        }
+    )

@@ -1,0 +1,40 @@
+"""Turn tokens into text as they come: never half a character, never a piece of a stop string."""
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+
+class Detokenizer:
+    """Hold the text of one sequence that cannot be shown yet."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stop = stop
+        self._held = ""
+        self.stopped = False
+        """A stop string was found; nothing more comes."""
+
+    def add(self, token_id: int) -> str:
+        """Take one token and return the text that is safe to show, perhaps none."""
+        if self.stopped:
+            return ""
+        self._held += self._stream.step(self._tokenizer, token_id) or ""
+        places = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
+        if places:
+            self.stopped = True
+            shown, self._held = self._held[: min(places)], ""
+            return shown
+        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return shown
+
+    def flush(self) -> str:
+        """Return what was held back for a stop string that did not come."""
+        shown, self._held = self._held, ""
+        return "" if self.stopped else shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of ``text`` that begins ``stop``."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
