@@ -12,7 +12,8 @@ import struct
 import sys
 from collections.abc import Callable
 
-_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 1, 8, 47, 2
+_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_SECUREBITS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 1, 8, 28, 47, 2
+_SECBIT_NO_SETUID_FIXUP = 4
 _CAP_DAC_OVERRIDE = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -59,6 +60,8 @@ def _become(servant: pwd.struct_passwd) -> None:
         os.setuid(servant.pw_uid)
         return
     _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    # access(2), by which initdb looks for its programs, would leave the capability out of account otherwise
+    _libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
     os.setgroups([])
     os.setgid(servant.pw_gid)
     os.setuid(servant.pw_uid)

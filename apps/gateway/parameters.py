@@ -55,7 +55,7 @@ def convert(
             given[name] = value
         else:
             raise AiscaleError(
-                Code.INVALID_REQUEST, f"Unrecognized request argument supplied: {name[:100]}", param=name[:100]
+                Code.INVALID_REQUEST, f"Unrecognized request argument supplied: {name[:100]}.", param=name[:100]
             )
     try:
         return msgspec.convert(given, kind)

@@ -1,0 +1,112 @@
+"""Streams with a real worker: their shape, what ends them, and what a client that leaves brings about."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from aiscale.wire import keys
+from aiscale.wire.codec import decode_event
+from aiscale.wire.events import Finished
+from apps.accounts.callers import on_thread
+from apps.spend import killswitch
+from tests.apps.conftest import Cast
+from tests.apps.gateway.driver import Exchange, read_events
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+
+def ask(cast: Cast, **changes: Any) -> Exchange:
+    value = {
+        "model": "smollm2-135m-instruct",
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 5,
+        "temperature": 0,
+    } | changes
+    return Exchange("POST", "/v1/chat/completions", key=cast.raw, value=value)
+
+
+async def find_finished(redis_url: str, count: int = 1) -> list[Finished]:
+    """Wait for the ends of jobs."""
+    client = Redis.from_url(redis_url)
+    for _ in range(100):
+        events = [decode_event(fields[b"0"]) for _, fields in client.xrange(keys.FINISHED)]
+        if len(events) >= count:
+            return [event for event in events if isinstance(event, Finished)]
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"only {len(events)} of {count} jobs ended")
+
+
+async def test_a_stream_has_openais_shape(cast: Cast, redis_url: str) -> None:
+    exchange = ask(cast, stream=True, stream_options={"include_usage": True})
+    *chunks, done = read_events(await exchange.read())
+    assert exchange.status == 200 and exchange.headers["content-type"].startswith("text/event-stream")
+    assert exchange.headers["x-ratelimit-remaining-requests"] == "499"
+    assert done == "DONE"
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert chunks[-2]["choices"][0]["finish_reason"] == "length"
+    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] == 5
+    [end] = await find_finished(redis_url)
+    assert (end.finish_reason, end.completion_tokens) == ("length", 5)
+    assert end.billing.organization_id == cast.organization.public_id
+
+
+async def test_many_requests_share_the_batch_and_none_gets_anothers_text(cast: Cast) -> None:
+    together = [ask(cast, max_tokens=n) for n in range(1, 25)]
+    answers = await asyncio.gather(*(exchange.read_json() for exchange in together))
+    assert [answer["usage"]["completion_tokens"] for answer in answers] == list(range(1, 25))
+    alone = await ask(cast, max_tokens=24).read_json()
+    text = alone["choices"][0]["message"]["content"]
+    # an answer may be cut within a character
+    assert all(text.startswith(answer["choices"][0]["message"]["content"].rstrip("\ufffd")) for answer in answers)
+
+
+async def test_a_client_that_leaves_cancels_its_job(cast: Cast, redis_url: str) -> None:
+    exchange = ask(cast, stream=True, max_tokens=4000)
+    for _ in range(3):
+        assert await exchange.next_part()
+    exchange.leave()
+    await exchange.task
+    [end] = await find_finished(redis_url)
+    assert end.finish_reason == "cancelled" and 0 < end.completion_tokens < 4000
+
+
+async def test_leaving_before_the_whole_answer_cancels_too(cast: Cast, redis_url: str) -> None:
+    exchange = ask(cast, max_tokens=4000)
+    await asyncio.sleep(0.5)
+    exchange.leave()
+    await exchange.task
+    [end] = await find_finished(redis_url)
+    assert end.finish_reason == "cancelled"
+
+
+async def test_a_kill_ends_a_stream_with_its_reason(cast: Cast, redis_url: str) -> None:
+    exchange = ask(cast, stream=True, max_tokens=4000)
+    assert await exchange.next_part()
+    await on_thread(lambda: killswitch.trip("site", reason="A fire drill", by="ada"))
+    *_, last = read_events(await exchange.read())
+    assert last["error"]["code"] == "killed" and "A fire drill" in last["error"]["message"]
+    [end] = await find_finished(redis_url)
+    assert end.finish_reason == "killed" and end.completion_tokens > 0
+    refused = ask(cast)
+    assert (await refused.read_json())["error"]["code"] == "killed"
+    assert refused.status == 503
+    await on_thread(lambda: killswitch.release("site", by="ada"))
+    assert (await ask(cast).read_json())["usage"]["completion_tokens"] == 5
+
+
+async def test_embeddings_come_in_the_order_of_their_inputs(cast: Cast) -> None:
+    def embed(value: Any) -> Exchange:
+        body = {"model": "all-minilm-l6-v2", "input": value, "encoding_format": "float"}
+        return Exchange("POST", "/v1/embeddings", key=cast.raw, value=body)
+
+    answer = await embed(["one", "two", "one"]).read_json()
+    first, second, third = (item["embedding"] for item in answer["data"])
+    assert [item["index"] for item in answer["data"]] == [0, 1, 2]
+    assert first == third != second
+    # one MiB and more goes another way (see INLINE_VECTORS_BYTES)
+    many = await embed([f"text {n}" for n in range(800)]).read_json()
+    assert len(many["data"]) == 800
+    again = await embed(["text 700"]).read_json()
+    assert many["data"][700]["embedding"] == again["data"][0]["embedding"]
