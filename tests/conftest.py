@@ -26,7 +26,7 @@ def served_models_dir(models_dir: Path) -> Path:
     from workers.artifacts import build
 
     served = Path(os.environ["AISCALE_MODELS_DIR"])
-    for manifest in build.ensure(models_dir, []):
+    for manifest in build.ensure(models_dir):
         link = served / manifest.name / manifest.version
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.exists():

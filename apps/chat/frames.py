@@ -47,6 +47,9 @@ def read_frame(text: str) -> ClientFrame:
         raise AiscaleError(Code.INVALID_REQUEST, f"This frame is not understood: {error}.") from error
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise AiscaleError(Code.INVALID_JSON, "A frame must be a JSON object.") from error
+    ids = [getattr(frame, name, None) or "" for name in ("client_id", "conversation_id", "message_id")]
+    if any("\x00" in each for each in ids):
+        raise AiscaleError(Code.INVALID_REQUEST, "An id holds a NUL character. Send the ids that the server gave you.")
     if isinstance(frame, Send) and not 1 <= len(frame.client_id) <= 64:
         raise AiscaleError(Code.INVALID_REQUEST, "client_id must be 1 to 64 characters.", param="client_id")
     return frame

@@ -46,7 +46,9 @@ class Reader:
 
     async def _read(self) -> None:
         name, last, trimmed_at, pause_s = keys.replies(self.process_id), "0-0", time.monotonic(), 0.05
-        while True:
+        task = asyncio.current_task()
+        # a cancellation that the client's own retries swallowed must end this all the same
+        while task is not None and not task.cancelling():
             try:
                 client: Any = redis_clients.get_async()
                 answer = await client.xread({name: last}, count=READ_COUNT, block=BLOCK_MS)

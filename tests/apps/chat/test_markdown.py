@@ -1,0 +1,57 @@
+"""What models write is shown as markdown, and can do nothing."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apps.chat.markdown import StreamRenderer, render
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "[x](javascript:alert(1))",
+        "[x](data:text/html;base64,PHNjcmlwdD4=)",
+        "![x](https://elsewhere.example/spy.png)",
+        "`<b>`\n\n```html\n<script>1</script>\n```",
+        '```"><script>x\ncode\n```',
+        "[x](vbscript:x)",
+    ],
+)
+def test_nothing_runs_and_nothing_loads(text: str) -> None:
+    html = render(text)
+    assert "<script" not in html and "<img" not in html and "<b>" not in html
+    assert 'href="javascript' not in html and 'href="data' not in html and 'href="vbscript' not in html
+
+
+def test_shows_what_people_expect() -> None:
+    html = render(
+        "# Title\n\n- one\n- **two**\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```python\nx = 1 < 2\n```\n[here](https://x.example)"
+    )
+    assert "<h1>Title</h1>" in html and "<strong>two</strong>" in html and "<table" in html
+    assert "<span>python</span>" in html and "x = 1 &lt; 2" in html and "data-copy-code" in html
+    assert 'rel="noopener noreferrer nofollow"' in html and 'target="_blank"' in html
+
+
+def test_a_stream_shows_blocks_when_they_close() -> None:
+    page = StreamRenderer()
+    assert page.add("First ") == "" and page.add("paragraph.\n\n") == ""
+    assert page.add("Second\n") == "<p>First paragraph.</p>\n"
+    assert page.tail == "Second\n"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["word ", "\n", "\n\n", "- item\n", "```\n", "code\n", "# head\n", "1. x\n", "> q\n", "|a|\n"])
+    )
+)
+def test_a_stream_loses_nothing(pieces: list[str]) -> None:
+    page, html = StreamRenderer(), ""
+    for piece in pieces:
+        html += page.add(piece)
+    assert page.text == "".join(pieces)
+    words = render("".join(pieces)).count("word")
+    assert (html + render(page.tail)).count("word") == words
