@@ -1,0 +1,139 @@
+"""Every page of the admin opens, and none shows a secret."""
+
+from decimal import Decimal
+
+import pytest
+from django.apps import apps
+from django.contrib import admin
+from django.test import Client
+from django.urls import reverse
+from redis import Redis
+
+from aiscale.wire import keys
+from apps.accounts.models import Organization, Plan, User
+from apps.chat import turns
+from apps.inference.models import Model
+from apps.spend import killswitch, settlement
+from apps.spend.models import Budget
+from tests.apps.conftest import Cast
+from tests.apps.spend.cast import make_finished
+
+MODELS = [
+    model for model in admin.site._registry if model._meta.app_label in ("accounts", "spend", "inference", "chat")
+]
+
+
+@pytest.fixture
+def browser(cast: Cast) -> Client:
+    """The administrator, in an installation where something has happened."""
+    settlement.settle(make_finished(cast.organization.public_id))
+    Budget.objects.create(organization=cast.organization, monthly_limit_nanousd=5_000_000_000)
+    killswitch.trip("model:old", reason="Retired", by="ada")
+    turns._begin(cast.user.public_id, None, "smollm2-135m-instruct", "A private question", "c1")
+    browser = Client()
+    browser.force_login(User.objects.create_superuser("root@example.com", "x"))
+    return browser
+
+
+def test_everything_an_owner_needs_is_there() -> None:
+    names = {model.__name__ for model in MODELS}
+    assert names >= {
+        "User",
+        "Organization",
+        "Plan",
+        "ApiKey",
+        "Model",
+        "Conversation",
+        "UsageRecord",
+        "Budget",
+        "KillSwitch",
+    }
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_pages_open_and_show_no_secret(browser: Client, cast: Cast, model: type) -> None:
+    place = f"admin:{model._meta.app_label}_{model._meta.model_name}"  # type: ignore[attr-defined]
+    rows = apps.get_model(model._meta.label).objects.all()  # type: ignore[attr-defined]
+    assert rows.exists(), "a list without rows shows nothing"
+    urls = [reverse(f"{place}_changelist"), reverse(f"{place}_change", args=[rows.first().pk])]
+    for url in [*urls, reverse(f"{place}_changelist") + "?q=a"]:
+        page = browser.get(url)
+        assert page.status_code == 200, url
+        text = page.content.decode()
+        for secret in (cast.key.digest, cast.raw, cast.user.password.split("$")[-1], "A private question"):
+            assert secret not in text, url
+    assert browser.get(reverse(f"{place}_add")).status_code in (200, 403)
+
+
+def test_only_staff_gets_in(cast: Cast) -> None:
+    browser = Client()
+    browser.force_login(cast.user)
+    for path in ("/admin/", "/admin/accounts/user/", "/admin/spend/killswitch/"):
+        assert browser.get(path).status_code == 302
+
+
+def test_shutting_a_user_out_shuts_out_their_keys(browser: Client, cast: Cast, redis_url: str) -> None:
+    url = reverse("admin:accounts_user_change", args=[cast.user.pk])
+    values = {
+        "email": cast.user.email,
+        "memberships-TOTAL_FORMS": 0,
+        "memberships-INITIAL_FORMS": 0,
+    }
+    assert browser.post(url, values).status_code == 302
+    cast.user.refresh_from_db()
+    assert not cast.user.is_active
+    assert Redis.from_url(redis_url).hget(keys.api_key(cast.key.digest), "state") == b"revoked"
+
+
+def test_keys_are_revoked_from_their_list(browser: Client, cast: Cast) -> None:
+    values = {"action": "revoke_selected", "_selected_action": [cast.key.pk]}
+    assert browser.post(reverse("admin:accounts_apikey_changelist"), values).status_code == 302
+    cast.key.refresh_from_db()
+    assert cast.key.state == "revoked"
+
+
+def test_a_plans_money_is_in_dollars_and_reaches_the_gate(browser: Client, cast: Cast, redis_url: str) -> None:
+    plan = Plan.objects.get(slug="free")
+    url = reverse("admin:accounts_plan_change", args=[plan.pk])
+    assert b'value="1"' in browser.get(url).content
+    values = {
+        "name": "Free",
+        "requests_per_window": 5,
+        "window_s": 60,
+        "max_in_flight": 1,
+        "monthly_limit_nanousd": "2.5",
+        "allowed_models": '["smollm2-135m-instruct"]',
+        "max_output_tokens": 10,
+        "priority": 9,
+    }
+    assert browser.post(url, values | {"monthly_limit_nanousd": "-1"}).status_code == 200
+    assert browser.post(url, values | {"allowed_models": '{"a": 1}'}).status_code == 200
+    assert browser.post(url, values).status_code == 302
+    plan.refresh_from_db()
+    assert plan.monthly_limit_nanousd == Decimal("2.5") * 10**9
+    mirrored = Redis.from_url(redis_url).hgetall(keys.plan("free"))
+    assert mirrored[b"requests_per_window"] == b"5" and mirrored[b"models"] == b"smollm2-135m-instruct"  # type: ignore[index]
+
+
+def test_a_models_price_is_in_dollars_a_million(browser: Client) -> None:
+    model = Model.objects.get(slug="smollm2-135m-instruct")
+    url = reverse("admin:inference_model_change", args=[model.pk])
+    assert b'value="0.05"' in browser.get(url).content
+    values = {
+        "name": "SmolLM2",
+        "is_enabled": "on",
+        "prompt_nanousd_per_token": "1.5",
+        "completion_nanousd_per_token": "2",
+    }
+    assert browser.post(url, values).status_code == 302
+    model.refresh_from_db()
+    assert (model.prompt_nanousd_per_token, model.completion_nanousd_per_token) == (1500, 2000)
+
+
+def test_an_organization_moves_to_another_plan(browser: Client, cast: Cast, redis_url: str) -> None:
+    pro = Plan.objects.get(slug="pro")
+    url = reverse("admin:accounts_organization_change", args=[cast.organization.pk])
+    values = {"name": "Ada's", "plan": pro.pk, "memberships-TOTAL_FORMS": 0, "memberships-INITIAL_FORMS": 0}
+    assert browser.post(url, values | {"is_active": "on"}).status_code == 302
+    assert Organization.objects.get(pk=cast.organization.pk).plan == pro
+    assert Redis.from_url(redis_url).hget(keys.organization(cast.organization.public_id), "plan") == b"pro"
