@@ -6,6 +6,7 @@ One asynchronous client per event loop, one synchronous client per process. Both
 import asyncio
 import weakref
 from functools import cache
+from typing import Any
 
 import redis.asyncio as aioredis
 from django.conf import settings
@@ -22,25 +23,48 @@ from aiscale.wire.scripts import read_script
 UNAVAILABLE = (RedisError, OSError)
 """What a Redis that is down or starting raises."""
 
-_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aioredis.Redis] = weakref.WeakKeyDictionary()
+MAX_CONNECTIONS = 64
+"""Of one event loop, for commands that answer at once; whoever comes when all are taken waits for `POOL_TIMEOUT_S`."""
+POOL_TIMEOUT_S = 3
+MAX_READERS = 10_000
+"""Of one event loop, for reads that block: they hold their connection, and must not keep the gate waiting for one."""
+
+_Clients = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aioredis.Redis]
+_clients: _Clients = weakref.WeakKeyDictionary()
+_readers: _Clients = weakref.WeakKeyDictionary()
 
 
 def get_async() -> aioredis.Redis:
-    """Return the running loop's client. I/O: none until it is used."""
+    """Return the running loop's client for commands that answer at once. I/O: none until it is used."""
     loop = asyncio.get_running_loop()
     client = _clients.get(loop)
     if client is None:
-        from redis.asyncio.retry import Retry as AsyncRetry
-
-        client = aioredis.Redis.from_url(
-            settings.REDIS_URL,
-            retry=AsyncRetry(ExponentialBackoff(cap=0.2, base=0.02), 2),
-            retry_on_error=[RedisConnectionError],
-            socket_connect_timeout=2,
-            health_check_interval=15,
+        pool = aioredis.BlockingConnectionPool.from_url(
+            settings.REDIS_URL, max_connections=MAX_CONNECTIONS, timeout=POOL_TIMEOUT_S, **_async_options()
         )
-        _clients[loop] = client
+        client = _clients[loop] = aioredis.Redis.from_pool(pool)
     return client
+
+
+def get_async_reader() -> aioredis.Redis:
+    """Return the running loop's client for reads that block. I/O: none until it is used."""
+    loop = asyncio.get_running_loop()
+    client = _readers.get(loop)
+    if client is None:
+        pool = aioredis.ConnectionPool.from_url(settings.REDIS_URL, max_connections=MAX_READERS, **_async_options())
+        client = _readers[loop] = aioredis.Redis.from_pool(pool)
+    return client
+
+
+def _async_options() -> dict[str, Any]:
+    from redis.asyncio.retry import Retry as AsyncRetry
+
+    return {
+        "retry": AsyncRetry(ExponentialBackoff(cap=0.2, base=0.02), 2),
+        "retry_on_error": [RedisConnectionError],
+        "socket_connect_timeout": 2,
+        "health_check_interval": 15,
+    }
 
 
 @cache
@@ -64,4 +88,4 @@ def unavailable() -> AiscaleError:
     )
 
 
-__all__ = ["UNAVAILABLE", "get_async", "get_sync", "read_script", "unavailable"]
+__all__ = ["UNAVAILABLE", "get_async", "get_async_reader", "get_sync", "read_script", "unavailable"]

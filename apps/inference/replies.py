@@ -50,7 +50,7 @@ class Reader:
         # a cancellation that the client's own retries swallowed must end this all the same
         while task is not None and not task.cancelling():
             try:
-                client: Any = redis_clients.get_async()
+                client: Any = redis_clients.get_async_reader()
                 answer = await client.xread({name: last}, count=READ_COUNT, block=BLOCK_MS)
                 pause_s = 0.05
                 for entry_id, fields in answer[0][1] if answer else ():
@@ -94,7 +94,7 @@ async def follow(job_id: str, keep_waiting_s: float = 900.0) -> AsyncIterator[Ev
     For browsers that come back, to any web process. I/O: blocks on the job's log. Raises: AiscaleError (NOT_FOUND when there is no such
     job any more, BACKEND_UNAVAILABLE); redis.exceptions.RedisError, OSError.
     """
-    client: Any = redis_clients.get_async()
+    client: Any = redis_clients.get_async_reader()
     last, ends_at = "0-0", time.monotonic() + keep_waiting_s
     while time.monotonic() < ends_at:
         answer = await client.xread({keys.job_log(job_id): last}, count=READ_COUNT, block=BLOCK_MS)

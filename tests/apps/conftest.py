@@ -60,9 +60,9 @@ def cast(transactional_db: None, redis_url: str, served_models_dir: Path) -> Ite
     client.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def worker_process(redis_url: str, served_models_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A Celery inference worker, with the fake runner: 20 ms a token."""
+    """A Celery inference worker, with the fake runner: 20 ms a token. It is gone before the next module's tests begin."""
     queues = "model.smollm2-135m-instruct,model.all-minilm-l6-v2"
     command = [
         sys.executable,
