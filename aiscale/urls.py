@@ -1,11 +1,18 @@
 """Map paths to apps. ``/v1/`` is not here: ``aiscale.asgi`` answers it before Django."""
 
+from allauth.account.decorators import secure_admin_login
 from django.contrib import admin
+from django.templatetags.static import static
 from django.urls import include, path
+from django.views.generic import RedirectView
 
 from aiscale import health
 
+# one login for everybody, with its limits on guessing
+admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign]
+
 urlpatterns = [
+    path("favicon.ico", RedirectView.as_view(url=static("img/mark.svg"))),
     path("healthz", health.healthz),
     path("readyz", health.readyz),
     path("admin/", admin.site.urls),

@@ -3,6 +3,7 @@
 import hashlib
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from django.templatetags.static import static
 from django.urls import reverse_lazy
 
 from aiscale import env as environment
@@ -198,8 +199,27 @@ UNFOLD = {
     "SITE_HEADER": "aiscale",
     "SITE_SUBHEADER": "Admin console",
     "SITE_URL": "/",
+    "SITE_ICON": lambda request: static("img/mark.svg"),
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("img/mark.svg")}],
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": True,
+    "SIDEBAR": {"show_search": True},
+    "COLORS": {
+        # the green of the chat, from light to dark
+        "primary": {
+            "50": "oklch(98.4% .014 172)",
+            "100": "oklch(95% .04 172)",
+            "200": "oklch(90% .07 172)",
+            "300": "oklch(83% .1 172)",
+            "400": "oklch(75% .11 172)",
+            "500": "oklch(64% .1 174)",
+            "600": "oklch(48% .085 175)",
+            "700": "oklch(42% .075 176)",
+            "800": "oklch(36% .06 177)",
+            "900": "oklch(31% .05 178)",
+            "950": "oklch(22% .04 180)",
+        }
+    },
 }
 
 LOGGING_CONFIG = None

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+from allauth.account.models import EmailAddress
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
@@ -17,7 +20,7 @@ from apps.accounts.keys import revoke_key
 from apps.accounts.models import ApiKey, Membership, Organization, Plan, User
 from apps.accounts.organizations import ensure_personal_organization
 
-admin.site.unregister(Group)
+admin.site.unregister([Group, EmailAddress])
 
 
 class CreationForm(UserCreationForm):  # type: ignore[misc]
@@ -42,10 +45,10 @@ class UserAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[misc,type-arg]
     list_display = ["email", "public_id", "is_active", "is_staff", "date_joined", "last_login"]
     list_filter = ["is_active", "is_staff", "is_superuser"]
     search_fields = ["email", "=public_id", "first_name", "last_name"]
-    readonly_fields = ["public_id", "last_login", "date_joined"]
+    readonly_fields = ["public_id", "password_page", "last_login", "date_joined"]
     filter_horizontal = ["user_permissions"]
     fieldsets = [
-        (None, {"fields": ["email", "password", "public_id"]}),
+        (None, {"fields": ["email", "public_id", "password_page"]}),
         ("Person", {"fields": ["first_name", "last_name", "date_joined", "last_login"]}),
         ("Rights", {"fields": ["is_active", "is_staff", "is_superuser", "user_permissions"]}),
     ]
@@ -58,6 +61,16 @@ class UserAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[misc,type-arg]
         # who is shut out has keys that are shut out
         for key in obj.api_keys.select_related("organization", "created_by"):
             key.save(update_fields=["updated_at"])
+
+    @admin.display(description="password")
+    def password_page(self, user: User) -> str:
+        return format_html(
+            '<a href="{}">Set another one</a>', reverse("admin:auth_user_password_change", args=[user.pk])
+        )
+
+    def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        """A person is shut out by ``is_active``: their usage, and their keys at the gate, must stay known."""
+        return False
 
     def get_inlines(self, request: HttpRequest, obj: User | None) -> list[Any]:
         return [MembershipInline] if obj else []
@@ -72,6 +85,10 @@ class OrganizationAdmin(ModelAdmin):  # type: ignore[misc]
     fields = ["name", "public_id", "plan", "is_active", "personal_of", "created_at", "updated_at"]
     list_select_related = ["plan"]
     inlines = [MembershipInline]
+
+    def has_delete_permission(self, request: HttpRequest, obj: Organization | None = None) -> bool:
+        """An organization is suspended: its ledger, and its keys at the gate, must stay known."""
+        return False
 
 
 class PlanForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs alone

@@ -82,7 +82,7 @@ class Migration(migrations.Migration):
                 ('organization', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='api_keys', to='accounts.organization')),
             ],
             options={
-                'abstract': False,
+                'verbose_name': 'API key',
             },
         ),
         migrations.CreateModel(

@@ -65,6 +65,19 @@ def test_pages_open_and_show_no_secret(browser: Client, cast: Cast, model: type)
     assert browser.get(reverse(f"{place}_add")).status_code in (200, 403)
 
 
+def test_who_paid_is_never_deleted(browser: Client, cast: Cast) -> None:
+    for place, pk in (("user", cast.user.pk), ("organization", cast.organization.pk), ("apikey", cast.key.pk)):
+        assert browser.post(reverse(f"admin:accounts_{place}_delete", args=[pk]), {"post": "yes"}).status_code == 403
+    assert User.objects.filter(pk=cast.user.pk).exists()
+
+
+def test_the_login_is_everybodys(cast: Cast) -> None:
+    browser = Client()
+    assert browser.get("/admin/", follow=True).redirect_chain[-1][0] == "/accounts/login/?next=%2Fadmin%2F"
+    browser.force_login(cast.user)
+    assert browser.get("/admin/login/").status_code == 403
+
+
 def test_only_staff_gets_in(cast: Cast) -> None:
     browser = Client()
     browser.force_login(cast.user)
