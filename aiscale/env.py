@@ -7,6 +7,7 @@ does not parse ends the process with one line that names the variable, what it h
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 ROOT_DIR = Path(__file__).resolve().parent.parent
@@ -60,6 +61,16 @@ def read_list(environ: Mapping[str, str], name: str, default: tuple[str, ...] = 
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text else default
 
 
+def read_networks(environ: Mapping[str, str], name: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    found = []
+    for text in read_list(environ, name):
+        try:
+            found.append(ip_network(text))
+        except ValueError:
+            raise BadSetting(name, f"names {text!r}; it must be addresses or networks such as 10.0.0.0/8") from None
+    return tuple(found)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Env:
     """All of aiscale's settings, typed. Sizes, times and money carry their unit in the name."""
@@ -77,6 +88,8 @@ class Env:
     debug: bool
     allowed_hosts: tuple[str, ...]
     public_url: str
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
+    """The proxies whose X-Forwarded-For is believed; empty: nobody's is."""
     email_url: str
     email_from: str
     web_workers: int
@@ -123,6 +136,7 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
         debug=read_bool(e, "AISCALE_DEBUG", False),
         allowed_hosts=read_list(e, "AISCALE_ALLOWED_HOSTS"),
         public_url=read_text(e, "AISCALE_PUBLIC_URL", f"http://{_connectable(host)}:{port}").rstrip("/"),
+        trusted_proxies=read_networks(e, "AISCALE_TRUSTED_PROXIES"),
         email_url=_check_url(e, "EMAIL_URL", ("smtp://", "smtps://", "file://", "console://")),
         email_from=read_text(e, "AISCALE_EMAIL_FROM", "aiscale@localhost"),
         web_workers=read_int(e, "WEB_WORKERS", max(1, cores // 2), low=1, high=256),

@@ -1,7 +1,8 @@
 """Know who somebody is: users, organizations, plans and API keys.
 
-Owns:        tables User, Organization, Membership, Plan, ApiKey; Redis key families key, org and plan
-Enter at:    callers.get_by_key, get_by_user, get_plan; keys.create_key, revoke_key; organizations.ensure_personal_organization
+Owns:        tables User, Organization, Membership, Plan, ApiKey, AuditEvent; Redis key families key, org and plan
+Enter at:    callers.get_by_key, get_by_user, get_plan; keys.create_key, revoke_key; organizations.ensure_personal_organization;
+             audit.record; addresses.client_address
 May import:  aiscale.redis, db, wire, errors, observability
 Invariant:   a raw key is never stored; every user has one personal organization; Redis says what Postgres said last
 Hot path:    one Redis trip for a key that Redis knows; SQL only to refill what it has lost

@@ -16,6 +16,7 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 
 from aiscale.db import format_usd
 from aiscale.money_forms import UsdField
+from apps.accounts.audit_admin import Audited
 from apps.accounts.keys import revoke_key
 from apps.accounts.models import ApiKey, Membership, Organization, Plan, User
 from apps.accounts.organizations import ensure_personal_organization
@@ -37,7 +38,8 @@ class MembershipInline(TabularInline):  # type: ignore[misc]
 
 
 @admin.register(User)
-class UserAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[misc,type-arg]
+class UserAdmin(Audited, DjangoUserAdmin, ModelAdmin):  # type: ignore[misc,type-arg]
+    audit_as = "user"
     form = UserChangeForm
     add_form = CreationForm
     change_password_form = AdminPasswordChangeForm
@@ -77,7 +79,8 @@ class UserAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[misc,type-arg]
 
 
 @admin.register(Organization)
-class OrganizationAdmin(ModelAdmin):  # type: ignore[misc]
+class OrganizationAdmin(Audited, ModelAdmin):  # type: ignore[misc]
+    audit_as = "organization"
     list_display = ["name", "public_id", "plan", "is_active", "created_at"]
     list_filter = ["plan", "is_active"]
     search_fields = ["name", "=public_id", "memberships__user__email"]
@@ -85,6 +88,9 @@ class OrganizationAdmin(ModelAdmin):  # type: ignore[misc]
     fields = ["name", "public_id", "plan", "is_active", "personal_of", "created_at", "updated_at"]
     list_select_related = ["plan"]
     inlines = [MembershipInline]
+
+    def audited_organization_id(self, obj: Organization) -> str:
+        return obj.public_id
 
     def has_delete_permission(self, request: HttpRequest, obj: Organization | None = None) -> bool:
         """An organization is suspended: its ledger, and its keys at the gate, must stay known."""
@@ -108,7 +114,8 @@ class PlanForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stu
 
 
 @admin.register(Plan)
-class PlanAdmin(ModelAdmin):  # type: ignore[misc]
+class PlanAdmin(Audited, ModelAdmin):  # type: ignore[misc]
+    audit_as = "plan"
     form = PlanForm
     list_display = ["name", "slug", "requests", "max_in_flight", "monthly_limit", "max_output_tokens", "priority"]
     ordering = ["monthly_limit_nanousd"]

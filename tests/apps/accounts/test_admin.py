@@ -5,11 +5,13 @@ from decimal import Decimal
 import pytest
 from django.apps import apps
 from django.contrib import admin
+from django.db import transaction
 from django.test import Client
 from django.urls import reverse
 from redis import Redis
 
 from aiscale.wire import keys
+from apps.accounts import audit
 from apps.accounts.models import Organization, Plan, User
 from apps.chat import turns
 from apps.inference.models import Model
@@ -30,8 +32,11 @@ def browser(cast: Cast) -> Client:
     Budget.objects.create(organization=cast.organization, monthly_limit_nanousd=5_000_000_000)
     killswitch.trip("model:old", reason="Retired", by="ada")
     turns._begin(cast.user.public_id, None, "smollm2-135m-instruct", "A private question", "c1")
+    root = User.objects.create_superuser("root@example.com", "x")
+    with transaction.atomic():
+        audit.record("plan.change", target="plan:free", by=audit.by_user(root))
     browser = Client()
-    browser.force_login(User.objects.create_superuser("root@example.com", "x"))
+    browser.force_login(root)
     return browser
 
 
