@@ -20,13 +20,29 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     attempt: int
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Tell how likely the model found a token (natural logarithm, before temperature and filters), and what else it considered."""
+
+    data: bytes
+    """The token's own bytes, perhaps no whole character."""
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
 class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
-    """New text since the last event. ``completion_tokens`` counts all tokens made so far."""
+    """New text since the last event. ``completion_tokens`` counts all tokens made so far, of all choices.
+
+    ``index`` names the choice. ``end`` is set on the last delta of a choice when the job has several; the end of a job's only choice
+    is told by `Finished`.
+    """
 
     job_id: str
     seq: int
     text: str
     completion_tokens: int
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    end: Literal["stop", "length"] | None = None
 
 
 class Encoded(msgspec.Struct, frozen=True, kw_only=True, tag="encoded"):
@@ -44,7 +60,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     """The end of a job, however it ended, with all that settlement and transcripts need.
 
     What was made is paid for, whoever stopped it; an ``error`` is not charged. ``text`` is the whole answer of a job
-    with ``keep_log`` (bounded by the model's context), else None.
+    with ``keep_log`` (its first choice, bounded by the model's context), else None. ``completion_tokens`` counts all choices;
+    ``cached_tokens`` are those of ``prompt_tokens`` whose keys and values were there already.
     """
 
     job_id: str
@@ -56,6 +73,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     prompt_tokens: int
     completion_tokens: int
     billing: BillingTag
+    cached_tokens: int = 0
     error_code: str | None = None
     error_message: str | None = None
     text: str | None = None

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 GENERATE_TASK = "aiscale.generate"
 ENCODE_TASK = "aiscale.encode"
@@ -28,21 +28,45 @@ class BillingTag(msgspec.Struct, frozen=True, kw_only=True):
     admitted_at_ms: int
 
 
+class Grammar(msgspec.Struct, frozen=True, kw_only=True):
+    """Bound what an answer may be: ``source`` is a JSON schema, or a Lark grammar as llguidance reads it."""
+
+    kind: Literal["json_schema", "lark"]
+    source: str
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """Say how tokens are chosen. ``temperature`` 0 is greedy; equal seeds give equal tokens."""
+    """Say how tokens are chosen. ``temperature`` 0 is greedy; equal seeds give equal tokens.
+
+    ``max_tokens`` holds for each of the ``n`` choices. The filters are applied in this order: penalties, bias and grammar, temperature,
+    ``top_k`` (0: all), ``top_p``, ``min_p``. Presence and frequency penalties look at the answer, ``repetition_penalty`` (1: none)
+    at the prompt too. ``top_logprobs`` None: no logprobs are told; else those of the chosen token and of so many likeliest ones.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    n: int = 1
+    top_logprobs: int | None = None
+    grammar: Grammar | None = None
+    keep_control_tokens: bool = False
+    """Show the text of control tokens, such as those around a tool call."""
 
 
 class GenerateJob(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for a completion of ``prompt_token_ids``.
 
     ``reply_to`` is the web process whose reply stream gets the events. ``keep_log`` also keeps them in the job's own
-    log, from which a browser that reloads resumes. ``deadline_at_ms`` is epoch milliseconds.
+    log, from which a browser that reloads resumes. ``deadline_at_ms`` is epoch milliseconds. ``prefix_scope``: the keys and values of
+    a prompt's beginning are reused only between jobs of equal scope (an organization's id, or ``site``); '' reuses none.
     """
 
     job_id: str
@@ -54,6 +78,7 @@ class GenerateJob(msgspec.Struct, frozen=True, kw_only=True):
     reply_to: str
     deadline_at_ms: int
     keep_log: bool = False
+    prefix_scope: str = ""
     v: int = WIRE_VERSION
 
 
