@@ -42,6 +42,8 @@ def _code_block(code: str, language: str) -> str:
     )
 
 
+_FENCES = ("```", "~~~")
+
 _parser = (
     MarkdownIt("commonmark", {"html": False, "breaks": True}, renderer_cls=Renderer)
     .enable(["table", "strikethrough"])
@@ -67,11 +69,12 @@ class StreamRenderer:
         return self.text[self._rendered :]
 
     def add(self, piece: str) -> str:
-        """Take more text; return the HTML of the blocks that it closed, or ''."""
+        """Take more text; return the HTML of the blocks that it closed, or ''. I/O: none."""
+        begins = _ends_a_block(self.tail)
         self.text += piece
-        if "\n" not in piece:
-            return ""
         tail = self.tail
+        if not ("\n" in piece or begins) or _is_open_fence(tail):
+            return ""
         starts = [
             token.map[0] for token in _parser.parse(tail) if token.level == 0 and token.map and token.nesting >= 0
         ]
@@ -81,3 +84,16 @@ class StreamRenderer:
         closed = "".join(lines[: starts[-1]])
         self._rendered += len(closed)
         return render(closed)
+
+
+def _ends_a_block(tail: str) -> bool:
+    """Tell whether what comes next begins a block: after a blank line, or after a code fence was closed."""
+    return tail.endswith("\n\n") or (tail.endswith("\n") and tail.startswith(_FENCES) and not _is_open_fence(tail))
+
+
+def _is_open_fence(tail: str) -> bool:
+    """Tell whether the text is code whose fence is not closed: however long it grows, there is nothing to parse."""
+    if not tail.startswith(_FENCES):
+        return False
+    mark = tail[: len(tail) - len(tail.lstrip(tail[0]))]
+    return f"\n{mark}" not in tail

@@ -42,6 +42,37 @@ function showBusy() {
   sendButton.disabled = busy || byId("model").value === "";
 }
 
+// --- text whose block is still open: code looks like code before its fence is closed -------------------------------------
+
+const FENCE = /^(`{3,}|~{3,})([^\n`]*)\n/;
+const tails = new WeakMap();
+
+function showTail(answer, raw) {
+  tails.set(answer, raw);
+  const tail = part(answer, "tail"), fence = FENCE.exec(raw);
+  if (!fence) {
+    tail.textContent = raw;
+    return;
+  }
+  let code = tail.querySelector("code");
+  if (!code) {
+    tail.innerHTML = '<div class="code-block"><div class="code-head"><span></span></div><pre tabindex="0"><code></code></pre></div>';
+    tail.querySelector("span").textContent = fence[2].trim() || "code";
+    code = tail.querySelector("code");
+  }
+  const closing = raw.indexOf(`\n${fence[1]}`, fence[0].length - 1);
+  code.textContent = raw.slice(fence[0].length, closing < 0 ? undefined : Math.max(closing, fence[0].length));
+}
+
+function growTail(answer, piece) {
+  const raw = (tails.get(answer) ?? "") + piece;
+  if (raw.startsWith("```") || raw.startsWith("~~~")) showTail(answer, raw);
+  else {
+    tails.set(answer, raw);
+    part(answer, "tail").append(piece);
+  }
+}
+
 // --- scrolling: follow the answer until the reader scrolls away ----------------------------------------------------------
 
 let following = true;
@@ -73,25 +104,25 @@ const handlers = {
     if (!answer) return;
     answer.dataset.status = "pending";
     part(answer, "done").replaceChildren();
-    part(answer, "tail").textContent = "";
+    showTail(answer, "");
     setNote(answer, "");
   },
   delta({ message_id, text: piece }) {
     const answer = byId(message_id);
-    if (answer) part(answer, "tail").append(piece);
+    if (answer) growTail(answer, piece);
   },
   block({ message_id, html, tail }) {
     const answer = byId(message_id);
     if (!answer) return;
     part(answer, "done").insertAdjacentHTML("beforeend", html);
-    part(answer, "tail").textContent = tail;
+    showTail(answer, tail);
   },
   finished({ message_id, status, html, error }) {
     const answer = byId(message_id);
     if (!answer) return;
     answer.dataset.status = status;
     part(answer, "done").innerHTML = html;
-    part(answer, "tail").textContent = "";
+    showTail(answer, "");
     if (status === "stopped") setNote(answer, "You stopped this answer.");
     else if (error) setNote(answer, error.message, true);
     announcer.textContent = error ? error.message : part(answer, "done").textContent;

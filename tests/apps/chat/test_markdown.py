@@ -42,6 +42,13 @@ def test_a_stream_shows_blocks_when_they_close() -> None:
     assert page.tail == "Second\n"
 
 
+def test_code_is_shown_as_soon_as_its_fence_is_closed() -> None:
+    page = StreamRenderer()
+    assert [page.add(piece) for piece in ("```python\n", "x = 1\n", "# no heading\n", "```\n")] == ["", "", "", ""]
+    assert "<span>python</span>" in page.add("That")
+    assert page.tail == "That"
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
