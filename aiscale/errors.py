@@ -21,6 +21,7 @@ class Code(StrEnum):
     MODEL_NOT_FOUND = "model_not_found"
     MODEL_NOT_ALLOWED = "model_not_allowed"
     NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
     # the gate
     RATE_LIMITED = "rate_limit_exceeded"
     TOO_MANY_IN_FLIGHT = "too_many_in_flight"

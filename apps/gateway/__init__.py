@@ -3,7 +3,7 @@
 Owns:        no tables, no keys
 Enter at:    asgi.GatewayApplication, which answers /v1 before Django
 May import:  apps.inference, apps.spend, apps.accounts, aiscale.errors, db, wire
-Invariant:   every answer has a request id; every error has OpenAI's shape; a parameter is honoured or refused by name
+Invariant:   every answer has a request id; every error has the shape of its dialect; a parameter is honoured or refused by name
 Hot path:    one Redis trip to know the key, then those of apps.inference; no SQL once caches are warm
 If it fails: the caller reads a named reason; a caller that leaves cancels its job
 """

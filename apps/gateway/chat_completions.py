@@ -1,20 +1,15 @@
 """Answer ``POST /v1/chat/completions``."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
-from aiscale.wire.events import Delta, Event, Finished
+from aiscale.wire.events import Delta, Finished
 from apps.accounts.callers import Caller
 from apps.gateway.chat_schema import ChatBody, read_chat
-from apps.gateway.errors import error_object
 from apps.gateway.exchange import Exchange
+from apps.gateway.streaming import COMMENT, with_silences
 from apps.inference import completions
 from apps.inference.completions import Run
 from apps.inference.endings import make_failure
-
-KEEP_ALIVE_S = 15.0
-"""How long a stream may be silent: proxies cut connections that say nothing."""
 
 
 async def answer_chat(exchange: Exchange, caller: Caller, body: bytes) -> None:
@@ -49,14 +44,9 @@ async def _answer_whole(exchange: Exchange, run: Run) -> None:
 async def _stream(exchange: Exchange, chat: ChatBody, run: Run) -> None:
     with_usage = chat.stream_options is not None and chat.stream_options.include_usage
     head = _head(run, "chat.completion.chunk") | ({"usage": None} if with_usage else {})
-    async for event in _with_silences(run.events()):
+    async for event in with_silences(run.events()):
         if isinstance(event, Finished) and event.finish_reason not in ("stop", "length"):
-            failure = make_failure(event, run.headers)
-            if not exchange.started:
-                raise failure
-            await exchange.send_event(error_object(failure))
-            await exchange.end_stream()
-            return
+            raise make_failure(event, run.headers)
         if not exchange.started and not isinstance(event, Delta | Finished | None):
             continue
         if not exchange.started:
@@ -64,7 +54,7 @@ async def _stream(exchange: Exchange, chat: ChatBody, run: Run) -> None:
             await exchange.start_stream(run.headers)
             await exchange.send_event(head | _choice({"role": "assistant", "content": "", "refusal": None}))
         if event is None:
-            await exchange.send_part(b": still here\n\n")
+            await exchange.send_part(COMMENT)
         elif isinstance(event, Delta):
             await exchange.send_event(head | _choice({"content": event.text}))
         elif isinstance(event, Finished):
@@ -72,27 +62,6 @@ async def _stream(exchange: Exchange, chat: ChatBody, run: Run) -> None:
             if with_usage:
                 await exchange.send_event(head | {"choices": [], "usage": _usage(event)})
     await exchange.end_stream(b"data: [DONE]\n\n")
-
-
-async def _with_silences(events: AsyncIterator[Event]) -> AsyncIterator[Event | None]:
-    """Yield events, and None whenever nothing came for `KEEP_ALIVE_S`."""
-    pending: asyncio.Future[Event] | None = None
-    try:
-        while True:
-            pending = pending or asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait({pending}, timeout=KEEP_ALIVE_S)
-            if not done:
-                yield None
-                continue
-            try:
-                event = pending.result()
-            except StopAsyncIteration:
-                return
-            pending = None
-            yield event
-    finally:
-        if pending is not None:
-            pending.cancel()
 
 
 def _head(run: Run, kind: str) -> dict[str, Any]:

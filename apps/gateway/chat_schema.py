@@ -105,7 +105,7 @@ def read_chat(body: bytes, request_id: str) -> tuple[ChatBody, CompletionRequest
         max_tokens=_choose_max_tokens(chat),
         temperature=chat.temperature,
         top_p=chat.top_p,
-        stop=_read_stop(chat.stop),
+        stop=read_stop(chat.stop),
         seed=chat.seed,
     )
 
@@ -165,7 +165,8 @@ def _choose_max_tokens(chat: ChatBody) -> int | None:
     return both[0] if both else None
 
 
-def _read_stop(stop: str | list[str]) -> tuple[str, ...]:
+def read_stop(stop: str | list[str]) -> tuple[str, ...]:
+    """Check what ends an answer. Raises: AiscaleError (INVALID_REQUEST)."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if len(stops) > MAX_STOP or any(not 1 <= len(text) <= MAX_STOP_CHARS for text in stops):
         raise AiscaleError(

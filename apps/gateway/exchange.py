@@ -9,6 +9,7 @@ from django.conf import settings
 
 from aiscale.db import make_public_id
 from aiscale.errors import AiscaleError, Code
+from apps.gateway.dialects import Dialect, choose_dialect
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -27,6 +28,9 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.path_values: dict[str, str] = {}
+        """The variable parts of the path, by the names that its route gives them."""
+        self.query_string: bytes = scope.get("query_string", b"")
         self.request_id = make_public_id("req")
         self.started = False
         """Whether the answer's status was sent."""
@@ -34,6 +38,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._headers = {name.lower(): value for name, value in scope["headers"]}
+        self.dialect: Dialect = choose_dialect(self.path, has_anthropic_version=b"anthropic-version" in self._headers)
 
     def find_header(self, name: str) -> str | None:
         value = self._headers.get(name.encode())
@@ -81,8 +86,23 @@ class Exchange:
         }
         await self._start(200, {**fixed, **headers})
 
-    async def send_event(self, value: Any) -> None:
-        await self.send_part(b"data: " + _encode(value) + b"\n\n")
+    async def send_event(self, value: Any, name: str | None = None) -> None:
+        """Send one server-sent event, under ``name`` when the dialect names its events."""
+        head = b"event: " + name.encode() + b"\ndata: " if name else b"data: "
+        await self.send_part(head + _encode(value) + b"\n\n")
+
+    async def send_failure(self, error: AiscaleError) -> None:
+        """End the answer with an error: as a status where that can still be, else as the stream's last event."""
+        value = self.dialect.word(error, self.request_id)
+        if self.started:
+            await self.end_with(value)
+        else:
+            await self.send_json(self.dialect.status_of(error), value, self.dialect.headers_of(error))
+
+    async def end_with(self, value: dict[str, Any]) -> None:
+        """End a stream with an error."""
+        await self.send_event(value, self.dialect.frame_error(value))
+        await self.end_stream()
 
     async def send_part(self, part: bytes) -> None:
         await self._send({"type": "http.response.body", "body": part, "more_body": True})
@@ -97,6 +117,7 @@ class Exchange:
             "x-request-id": self.request_id,
             "openai-processing-ms": str(elapsed_ms),
             "x-content-type-options": "nosniff",
+            **self.dialect.common_headers(self.request_id),
         }
         pairs = {"cache-control": "no-store", **fixed, **headers}
         await self._send(

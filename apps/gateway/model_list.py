@@ -1,29 +1,57 @@
-"""Answer ``GET /v1/models``."""
+"""Answer ``/v1/models``, in OpenAI's shape or, when asked by one of its clients, in Anthropic's."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from aiscale.errors import AiscaleError, Code
 from apps.accounts import callers
 from apps.accounts.callers import Caller
+from apps.gateway.dialects import ANTHROPIC
 from apps.gateway.exchange import Exchange
 from apps.inference import catalog
 from apps.inference.catalog import CatalogModel
 
 
-async def answer_models(exchange: Exchange, caller: Caller) -> None:
+async def answer_models(exchange: Exchange, caller: Caller, body: bytes) -> None:
     """List the models that the caller's plan allows."""
     models = await catalog.list_models(await callers.get_plan(caller.plan))
+    if exchange.dialect is ANTHROPIC:
+        data = [_describe_to_anthropic(model) for model in models]
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+        await exchange.send_json(200, {"data": data, "has_more": False, **ends})
+        return
     await exchange.send_json(200, {"object": "list", "data": [_describe(model) for model in models]})
 
 
-async def answer_model(exchange: Exchange, caller: Caller, slug: str) -> None:
+async def answer_model(exchange: Exchange, caller: Caller, body: bytes) -> None:
     """Describe one model. Raises: AiscaleError (MODEL_NOT_FOUND), also for one that the plan does not allow."""
+    slug = exchange.path_values["model"]
     plan = await callers.get_plan(caller.plan)
     model = await catalog.get_model(slug)
     if not plan.allows(model.slug):
         raise AiscaleError(Code.MODEL_NOT_FOUND, f"The model {slug[:100]!r} does not exist.", param="model")
-    await exchange.send_json(200, _describe(model))
+    describe = _describe_to_anthropic if exchange.dialect is ANTHROPIC else _describe
+    await exchange.send_json(200, describe(model))
+
+
+async def refuse_model_deletion(exchange: Exchange, caller: Caller, body: bytes) -> None:
+    """Raise: AiscaleError (MODEL_NOT_ALLOWED)."""
+    raise AiscaleError(
+        Code.MODEL_NOT_ALLOWED,
+        "Models of this service cannot be deleted over the API. Its administrator takes them out of the catalog.",
+        param="model",
+    )
 
 
 def _describe(model: CatalogModel) -> dict[str, Any]:
     return {"id": model.slug, "object": "model", "created": model.created_at_s, "owned_by": "aiscale"}
+
+
+def _describe_to_anthropic(model: CatalogModel) -> dict[str, Any]:
+    created = datetime.fromtimestamp(model.created_at_s, UTC)
+    return {
+        "type": "model",
+        "id": model.slug,
+        "display_name": model.name,
+        "created_at": f"{created:%Y-%m-%dT%H:%M:%SZ}",
+    }

@@ -22,7 +22,7 @@ from apps.spend import admission, pricing
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for an answer to ``messages``. ``max_tokens`` None: as many as plan and context allow.
+    """Ask for an answer to ``messages``, or for what follows ``prompt_token_ids``. ``max_tokens`` None: as many as plan and context allow.
 
     ``keep_log`` keeps the events for browsers that come back; ``job_id`` may be given by who wrote it down beforehand.
     """
@@ -31,6 +31,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     source: Literal["api", "chat"]
     model: str
     messages: list[ChatMessage]
+    prompt_token_ids: list[int] | None = None
     max_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
@@ -85,8 +86,11 @@ async def start(request: CompletionRequest, caller: Caller) -> Run:
     """
     model = await catalog.get_model(request.model, "generate")
     plan = await callers.get_plan(caller.plan)
-    prompt = await prompts.build_prompt(model, request.messages)
-    max_tokens = choose_max_tokens(request.max_tokens, len(prompt), model, plan)
+    prompt = request.prompt_token_ids
+    if prompt is None:
+        prompt = await prompts.build_prompt(model, request.messages)
+    param = "messages" if request.prompt_token_ids is None else "prompt"
+    max_tokens = choose_max_tokens(request.max_tokens, len(prompt), model, plan, param=param)
     job_id = request.job_id or make_public_id("job")
     now_ms = time.time_ns() // 1_000_000
     deadline_at_ms = now_ms + settings.ENV.request_deadline_s * 1000
@@ -166,16 +170,21 @@ def count_context_tokens(model: CatalogModel) -> int:
     return min(model.context_tokens, int(settings.ENV.context_tokens))
 
 
-def choose_max_tokens(asked: int | None, prompt_tokens: int, model: CatalogModel, plan: PlanLimits) -> int:
-    """Return how many tokens the answer may have. Raises: AiscaleError (CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST)."""
+def choose_max_tokens(
+    asked: int | None, prompt_tokens: int, model: CatalogModel, plan: PlanLimits, *, param: str = "messages"
+) -> int:
+    """Return how many tokens the answer may have; ``param`` names what the prompt came as.
+
+    Raises: AiscaleError (CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST).
+    """
     context = count_context_tokens(model)
     room = context - prompt_tokens
     if room < 1:
         raise AiscaleError(
             Code.CONTEXT_LENGTH_EXCEEDED,
-            f"This model's maximum context length is {context} tokens, and your messages are {prompt_tokens}. "
-            "Please reduce the length of the messages.",
-            param="messages",
+            f"This model's maximum context length is {context} tokens, and {param} has {prompt_tokens}. "
+            f"Please reduce the length of the {param}.",
+            param=param,
         )
     if asked is None:
         return min(room, plan.max_output_tokens)
@@ -189,8 +198,8 @@ def choose_max_tokens(asked: int | None, prompt_tokens: int, model: CatalogModel
     if asked > room:
         raise AiscaleError(
             Code.CONTEXT_LENGTH_EXCEEDED,
-            f"This model's maximum context length is {context} tokens. Your messages are {prompt_tokens} and max_tokens "
-            f"{asked}, {prompt_tokens + asked} in all. Please reduce the length of the messages or max_tokens.",
+            f"This model's maximum context length is {context} tokens. {param} has {prompt_tokens} and max_tokens is "
+            f"{asked}, {prompt_tokens + asked} in all. Please reduce the length of the {param} or max_tokens.",
             param="max_tokens",
         )
     return asked

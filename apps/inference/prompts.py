@@ -63,6 +63,26 @@ async def build_prompt(model: CatalogModel, messages: list[ChatMessage]) -> list
         ) from error
 
 
+async def encode_prompt(model: CatalogModel, prompt: str | list[int]) -> list[int]:
+    """Return the token ids of a text that is to be gone on from, or check those that came as such.
+
+    I/O and Raises: as `build_prompt`; AiscaleError for an id outside the vocabulary.
+    """
+    reader = get_reader(model)
+    if isinstance(prompt, list):
+        _check_vocabulary(model, reader, prompt, "prompt")
+        return prompt
+    if len(prompt) < THREAD_FROM_CHARS:
+        return _encode_text(reader, prompt)
+    return await asyncio.to_thread(_encode_text, reader, prompt)
+
+
+async def decode(model: CatalogModel, token_ids: list[int]) -> str:
+    """Return the text of token ids. I/O and Raises: as `build_prompt`."""
+    reader = get_reader(model)
+    return str(await asyncio.to_thread(reader.control.decode, token_ids, skip_special_tokens=False))
+
+
 async def encode_texts(model: CatalogModel, texts: list[str]) -> list[list[int]]:
     """Return each text's token ids, special tokens included. I/O and Raises: as `build_prompt`."""
     reader = get_reader(model)
@@ -74,12 +94,7 @@ async def encode_texts(model: CatalogModel, texts: list[str]) -> list[list[int]]
 def wrap_token_ids(model: CatalogModel, token_ids: list[int]) -> list[int]:
     """Put the model's special tokens around a text that came as token ids. Raises: AiscaleError for an id outside the vocabulary."""
     reader = get_reader(model)
-    if min(token_ids) < 0 or max(token_ids) >= reader.manifest.vocab_size:
-        raise AiscaleError(
-            Code.INVALID_REQUEST,
-            f"A token id lies outside the vocabulary of {model.slug}: 0 to {reader.manifest.vocab_size - 1}.",
-            param="input",
-        )
+    _check_vocabulary(model, reader, token_ids, "input")
     around = reader.plain.encode("").ids
     return [*around[: len(around) // 2], *token_ids, *around[len(around) // 2 :]]
 
@@ -156,3 +171,16 @@ def _render(reader: Reader, turns: list[dict[str, str]]) -> str:
 
 def _encode_texts(reader: Reader, texts: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in reader.plain.encode_batch(texts)]
+
+
+def _encode_text(reader: Reader, text: str) -> list[int]:
+    return list(reader.plain.encode(text, add_special_tokens=False).ids)
+
+
+def _check_vocabulary(model: CatalogModel, reader: Reader, token_ids: list[int], param: str) -> None:
+    if min(token_ids) < 0 or max(token_ids) >= reader.manifest.vocab_size:
+        raise AiscaleError(
+            Code.INVALID_REQUEST,
+            f"A token id lies outside the vocabulary of {model.slug}: 0 to {reader.manifest.vocab_size - 1}.",
+            param=param,
+        )

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from io import StringIO
@@ -18,7 +19,7 @@ from apps.accounts.keys import create_key
 from apps.accounts.models import Plan, User
 from apps.accounts.organizations import ensure_personal_organization
 from apps.inference import catalog
-from apps.spend import killswitch
+from apps.spend import killswitch, settlement
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,3 +97,14 @@ def worker(cast: Cast, worker_process: subprocess.Popen[bytes], redis_url: str) 
         time.sleep(0.05)
     yield
     client.close()
+
+
+@pytest.fixture
+def settling(cast: Cast) -> Iterator[None]:
+    """Settlement, running."""
+    stop = threading.Event()
+    thread = threading.Thread(target=settlement.run, args=(stop,))
+    thread.start()
+    yield
+    stop.set()
+    thread.join(20)

@@ -65,6 +65,25 @@ BAD_CHATS: list[tuple[Any, int, str, str | None]] = [
     (chat(temprature=1), 400, "invalid_request", "temprature"),
 ]
 
+BAD_TEXTS: list[tuple[Any, int, str, str | None]] = [
+    ({"model": CHAT}, 400, "invalid_request", "prompt"),
+    ({"model": CHAT, "prompt": ""}, 400, "invalid_request", "prompt"),
+    ({"model": CHAT, "prompt": []}, 400, "invalid_request", "prompt"),
+    ({"model": CHAT, "prompt": ["a", 1]}, 400, "invalid_request", "prompt"),
+    ({"model": CHAT, "prompt": [[1], ["x"]]}, 400, "invalid_request", "prompt"),
+    ({"model": CHAT, "prompt": [10**9]}, 400, "invalid_request", "prompt"),
+    ({"model": CHAT, "prompt": ["a"] * 33}, 400, "invalid_request", "prompt"),
+    ({"model": CHAT, "prompt": {"text": "a"}}, 400, "invalid_request", "prompt"),
+    ({"model": CHAT, "prompt": "word " * 5000}, 400, "context_length_exceeded", "prompt"),
+    ({"model": CHAT, "prompt": "a", "max_tokens": 0}, 400, "invalid_request", "max_tokens"),
+    ({"model": CHAT, "prompt": "a", "suffix": "z"}, 400, "unsupported_parameter", "suffix"),
+    ({"model": CHAT, "prompt": "a", "best_of": 3}, 400, "unsupported_parameter", "best_of"),
+    ({"model": CHAT, "prompt": "a", "messages": []}, 400, "invalid_request", "messages"),
+    ({"model": CHAT, "prompt": "a", "stream_options": {}}, 400, "invalid_request", "stream_options"),
+    ({"model": EMBED, "prompt": "a"}, 400, "invalid_request", "model"),
+    ({"model": "nope", "prompt": "a"}, 404, "model_not_found", "model"),
+]
+
 BAD_EMBEDDINGS: list[tuple[Any, int, str, str | None]] = [
     ({"model": EMBED}, 400, "invalid_request", "input"),
     ({"model": EMBED, "input": ""}, 400, "invalid_request", "input"),
@@ -111,6 +130,12 @@ def list_traces(redis_url: str) -> list[bytes]:
 @pytest.mark.parametrize(("value", "status", "code", "param"), BAD_CHATS)
 async def test_chat(cast: Cast, redis_url: str, value: Any, status: int, code: str, param: str | None) -> None:
     await refuse("/v1/chat/completions", status, code, param, key=cast.raw, value=value)
+    assert list_traces(redis_url) == []
+
+
+@pytest.mark.parametrize(("value", "status", "code", "param"), BAD_TEXTS)
+async def test_texts(cast: Cast, redis_url: str, value: Any, status: int, code: str, param: str | None) -> None:
+    await refuse("/v1/completions", status, code, param, key=cast.raw, value=value)
     assert list_traces(redis_url) == []
 
 
@@ -167,8 +192,12 @@ async def test_keys_that_no_longer_work(cast: Cast, how: str, status: int, code:
 async def test_paths_and_methods(cast: Cast) -> None:
     await refuse("/v1/nothing", 404, "not_found", key=cast.raw)
     wrong = Exchange("GET", "/v1/chat/completions", key=cast.raw)
-    assert (await wrong.read_json())["error"]["code"] == "invalid_request"
+    assert (await wrong.read_json())["error"]["code"] == "method_not_allowed"
     assert (wrong.status, wrong.headers["allow"]) == (405, "POST")
+    await refuse("/v1/models", 405, "method_not_allowed", key=cast.raw, value={})
+    deleted = Exchange("DELETE", f"/v1/models/{CHAT}", key=cast.raw)
+    assert (await deleted.read_json())["error"]["code"] == "model_not_allowed"
+    assert deleted.status == 403
     django = Exchange("GET", "/v1beta")
     assert (await django.read(), django.status) == (b"Django", 299)
 

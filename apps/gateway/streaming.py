@@ -1,0 +1,51 @@
+"""Help streams along: say that they live while nothing comes, and join several into one."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+KEEP_ALIVE_S = 15.0
+"""How long a stream may be silent: proxies cut connections that say nothing."""
+COMMENT = b": still here\n\n"
+
+
+async def with_silences(items: AsyncIterator[T]) -> AsyncIterator[T | None]:
+    """Yield items, and None whenever nothing came for `KEEP_ALIVE_S`."""
+    pending: asyncio.Future[T] | None = None
+    try:
+        while True:
+            pending = pending or asyncio.ensure_future(anext(items))
+            done, _ = await asyncio.wait({pending}, timeout=KEEP_ALIVE_S)
+            if not done:
+                yield None
+                continue
+            try:
+                item = pending.result()
+            except StopAsyncIteration:
+                return
+            pending = None
+            yield item
+    finally:
+        if pending is not None:
+            pending.cancel()
+
+
+async def merge(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[int, T]]:
+    """Yield the items of all streams as they come, each with its stream's index. The first that fails ends them all."""
+    waiting = {asyncio.ensure_future(anext(stream)): index for index, stream in enumerate(streams)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                index = waiting.pop(future)
+                try:
+                    item = future.result()
+                except StopAsyncIteration:
+                    continue
+                yield index, item
+                waiting[asyncio.ensure_future(anext(streams[index]))] = index
+    finally:
+        for future in waiting:
+            future.cancel()

@@ -1,0 +1,162 @@
+"""Answer ``POST /v1/completions``: go on from a text, without a chat template. Each prompt is a job of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+from aiscale.errors import AiscaleError, Code
+from aiscale.wire.events import Delta, Event, Finished
+from apps.accounts.callers import Caller
+from apps.gateway.chat_schema import read_stop
+from apps.gateway.exchange import Exchange
+from apps.gateway.streaming import COMMENT, merge, with_silences
+from apps.gateway.text_schema import TextBody, read_text
+from apps.inference import catalog, completions, prompts
+from apps.inference.completions import CompletionRequest, Run
+from apps.inference.endings import make_failure
+
+BUSY = (Code.TOO_MANY_IN_FLIGHT, Code.QUEUE_FULL)
+"""Refusals that the end of one of the request's own jobs may lift."""
+SETTLE_TRIES, SETTLE_PAUSE_S = 50, 0.1
+"""A job that has ended leaves its place a moment later, when it is settled."""
+
+
+async def answer_text(exchange: Exchange, caller: Caller, body: bytes) -> None:
+    """Complete every prompt, streamed or whole. Raises: AiscaleError before the first byte."""
+    text, given = read_text(body)
+    model = await catalog.get_model(text.model, "generate")
+    token_ids = [await prompts.encode_prompt(model, prompt) for prompt in given]
+    echoes = [await _write_prompt(model, prompt) if text.echo else "" for prompt in given]
+    requests = [_make_request(exchange, text, ids, index) for index, ids in enumerate(token_ids)]
+    async with AsyncExitStack() as stack:
+        if text.stream:
+            # all run at once, or the request is refused: a stream cannot be
+            runs = [await stack.enter_async_context(await completions.start(request, caller)) for request in requests]
+            await _stream(exchange, text, runs, echoes)
+        else:
+            await _answer_whole(exchange, await _run_all(stack, requests, caller), echoes)
+
+
+def _make_request(exchange: Exchange, text: TextBody, token_ids: list[int], index: int) -> CompletionRequest:
+    return CompletionRequest(
+        request_id=exchange.request_id,
+        source="api",
+        model=text.model,
+        messages=[],
+        prompt_token_ids=token_ids,
+        max_tokens=text.max_tokens,
+        temperature=text.temperature,
+        top_p=text.top_p,
+        stop=read_stop(text.stop),
+        # equal prompts with one seed would be equal answers; each of several has its own
+        seed=None if text.seed is None else text.seed + index,
+    )
+
+
+async def _write_prompt(model: catalog.CatalogModel, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else await prompts.decode(model, prompt)
+
+
+async def _run_all(
+    stack: AsyncExitStack, requests: list[CompletionRequest], caller: Caller
+) -> list[tuple[Run, str, Finished]]:
+    """Run every request and return the answers in their order. When a limit leaves no room, the rest waits for those that run."""
+    running: dict[int, asyncio.Task[tuple[Run, str, Finished]]] = {}
+    try:
+        for index, request in enumerate(requests):
+            run = await _start(stack, request, caller, list(running.values()))
+            running[index] = asyncio.create_task(_read(run))
+        return [await running[index] for index in range(len(requests))]
+    finally:
+        for task in running.values():
+            task.cancel()
+
+
+async def _start(
+    stack: AsyncExitStack, request: CompletionRequest, caller: Caller, before: list[asyncio.Task[Any]]
+) -> Run:
+    for _ in range(SETTLE_TRIES + len(before)):
+        try:
+            return await stack.enter_async_context(await completions.start(request, caller))
+        except AiscaleError as error:
+            if error.code not in BUSY or not before:
+                raise
+            busy, pending = error, [task for task in before if not task.done()]
+        if pending:
+            await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            await asyncio.sleep(SETTLE_PAUSE_S)
+    raise busy
+
+
+async def _read(run: Run) -> tuple[Run, str, Finished]:
+    text: list[str] = []
+    async for event in run.events():
+        if isinstance(event, Delta):
+            text.append(event.text)
+        elif isinstance(event, Finished):
+            _check(run, event)
+            return run, "".join(text), event
+    raise AssertionError("a run ended without its last event")
+
+
+def _check(run: Run, event: Finished) -> None:
+    if event.finish_reason not in ("stop", "length"):
+        raise make_failure(event, run.headers)
+
+
+async def _answer_whole(exchange: Exchange, answers: list[tuple[Run, str, Finished]], echoes: list[str]) -> None:
+    choices = [
+        _choice(index, echoes[index] + text, event.finish_reason) for index, (_, text, event) in enumerate(answers)
+    ]
+    usage = _usage([event for _, _, event in answers])
+    first, last = answers[0][0], answers[-1][0]
+    await exchange.send_json(200, _head(first) | {"choices": choices, "usage": usage}, last.headers)
+
+
+async def _stream(exchange: Exchange, text: TextBody, runs: list[Run], echoes: list[str]) -> None:
+    with_usage = text.stream_options is not None and text.stream_options.include_usage
+    head = _head(runs[0]) | ({"usage": None} if with_usage else {})
+    ends: list[Finished] = []
+    events: AsyncIterator[tuple[int, Event]] = merge([run.events() for run in runs])
+    async for item in with_silences(events):
+        index, event = item if item is not None else (0, None)
+        if isinstance(event, Finished):
+            _check(runs[index], event)
+            ends.append(event)
+        if not exchange.started:
+            if event is not None and not isinstance(event, Delta | Finished):
+                continue
+            await exchange.start_stream(runs[-1].headers)
+            for number, echo in enumerate(echoes):
+                if echo:
+                    await exchange.send_event(head | {"choices": [_choice(number, echo)]})
+        if event is None:
+            await exchange.send_part(COMMENT)
+        elif isinstance(event, Delta):
+            await exchange.send_event(head | {"choices": [_choice(index, event.text)]})
+        elif isinstance(event, Finished):
+            await exchange.send_event(head | {"choices": [_choice(index, "", event.finish_reason)]})
+    if with_usage:
+        await exchange.send_event(head | {"choices": [], "usage": _usage(ends)})
+    await exchange.end_stream(b"data: [DONE]\n\n")
+
+
+def _head(run: Run) -> dict[str, Any]:
+    return {
+        "id": f"cmpl-{run.job_id.removeprefix('job_')}",
+        "object": "text_completion",
+        "created": run.created_at_s,
+        "model": run.model,
+        "system_fingerprint": f"fp_{run.model_version}",
+    }
+
+
+def _choice(index: int, text: str, finish_reason: str | None = None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _usage(ends: list[Finished]) -> dict[str, Any]:
+    prompt, completion = sum(end.prompt_tokens for end in ends), sum(end.completion_tokens for end in ends)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
