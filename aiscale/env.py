@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 ROOT_DIR = Path(__file__).resolve().parent.parent
 
@@ -110,6 +111,8 @@ class Env:
     request_deadline_s: int
     body_limit_bytes: int
     log_level: str
+    time_zone: str
+    """Where the months and days of budgets begin that name no time zone of their own."""
 
 
 def load(environ: Mapping[str, str] | None = None) -> Env:
@@ -152,7 +155,17 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
         request_deadline_s=read_int(e, "AISCALE_REQUEST_DEADLINE_S", 300, low=5, high=3600),
         body_limit_bytes=read_int(e, "AISCALE_BODY_LIMIT_BYTES", 4 << 20, low=1024, high=256 << 20),
         log_level=log_level,
+        time_zone=_read_time_zone(e),
     )
+
+
+def _read_time_zone(environ: Mapping[str, str]) -> str:
+    name = read_text(environ, "AISCALE_TIME_ZONE", "UTC")
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise BadSetting("AISCALE_TIME_ZONE", f"is {name!r}; it must be a name such as Europe/Berlin or UTC") from None
+    return name
 
 
 def _check_url(environ: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> str:

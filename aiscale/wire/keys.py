@@ -82,7 +82,8 @@ SETTLEMENT_PRESENCE = PREFIX + "settlement:alive"
 
 
 def api_key(digest: str) -> str:
-    """Hash by the key's sha256 hex: key_id, organization_id, user_id, state (active|revoked|expired), expires_at_ms ('' = never)."""
+    """Hash by the key's sha256 hex: key_id, organization_id, user_id, state (active|revoked|expired), expires_at_ms ('' = never); the
+    key's own limits, '' = none: requests_per_window, window_s, tokens_per_minute, max_in_flight; models (as the plan's)."""
     return f"{PREFIX}key:{digest}"
 
 
@@ -92,7 +93,8 @@ def organization(organization_id: str) -> str:
 
 
 def plan(slug: str) -> str:
-    """Hash: requests_per_window, window_s, max_in_flight, monthly_limit_nanousd, models ('*' or comma-separated slugs)."""
+    """Hash: requests_per_window, window_s, max_in_flight, monthly_limit_nanousd, models ('*' or comma-separated slugs); '' = no limit:
+    tokens_per_minute, max_queued (jobs waiting for a model), max_wait_s (longest expected wait)."""
     return f"{PREFIX}plan:{slug}"
 
 

@@ -97,28 +97,59 @@ class OrganizationAdmin(Audited, ModelAdmin):  # type: ignore[misc]
         return False
 
 
+def check_model_names(names: Any) -> list[str]:
+    """Raise: ValidationError for what is no list of model names. The gate's mirror joins them with commas."""
+    if not isinstance(names, list) or not all(isinstance(name, str) and name and "," not in name for name in names):
+        raise forms.ValidationError('Write a list of model names, such as ["smollm2-135m-instruct"], or [] for all.')
+    return names
+
+
 class PlanForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs alone
-    monthly_limit_nanousd = UsdField(label="Monthly spend limit (USD)")
+    monthly_limit_nanousd = UsdField(
+        label="Monthly spend limit (USD)",
+        help_text="Nobody on this plan spends more in a month, unless an organization has a budget of its own.",
+    )
+    monthly_included_nanousd = UsdField(
+        label="Monthly included spend (USD)", required=False, help_text="What the plan's price pays for."
+    )
+    monthly_price_nanousd = UsdField(label="Price a month (USD)", required=False)
 
     class Meta:
         model = Plan
         exclude = ["public_id"]
 
     def clean_allowed_models(self) -> list[str]:
-        names = self.cleaned_data["allowed_models"]
-        if not isinstance(names, list) or not all(isinstance(name, str) and name and "," not in name for name in names):
-            raise forms.ValidationError(
-                'Write a list of model names, such as ["smollm2-135m-instruct"], or [] for all.'
-            )
-        return names
+        return check_model_names(self.cleaned_data["allowed_models"])
+
+    def clean_monthly_included_nanousd(self) -> int:
+        return self.cleaned_data["monthly_included_nanousd"] or 0
+
+    def clean_monthly_price_nanousd(self) -> int:
+        return self.cleaned_data["monthly_price_nanousd"] or 0
+
+
+class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs alone
+    class Meta:
+        model = ApiKey
+        fields = "__all__"
+
+    def clean_allowed_models(self) -> list[str]:
+        return check_model_names(self.cleaned_data["allowed_models"])
 
 
 @admin.register(Plan)
 class PlanAdmin(Audited, ModelAdmin):  # type: ignore[misc]
     audit_as = "plan"
     form = PlanForm
-    list_display = ["name", "slug", "requests", "max_in_flight", "monthly_limit", "max_output_tokens", "priority"]
+    list_display = ["name", "slug", "requests", "tokens_per_minute", "max_in_flight", "monthly_limit", "priority"]
     ordering = ["monthly_limit_nanousd"]
+    fieldsets = [
+        (None, {"fields": ["name", "slug"]}),
+        ("Rate", {"fields": ["requests_per_window", "window_s", "tokens_per_minute", "max_in_flight"]}),
+        ("Money", {"fields": ["monthly_limit_nanousd", "monthly_included_nanousd", "monthly_price_nanousd"]}),
+        ("Models and size", {"fields": ["allowed_models", "context_tokens", "max_output_tokens", "cache_scope"]}),
+        ("Queue", {"fields": ["priority", "max_queued", "max_wait_s"]}),
+    ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Plan | None = None) -> list[str]:
         # running requests and the mirror know a plan by its slug
@@ -135,12 +166,27 @@ class PlanAdmin(Audited, ModelAdmin):  # type: ignore[misc]
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(ModelAdmin):  # type: ignore[misc]
-    list_display = ["__str__", "ending", "organization", "created_by", "created_at", "expires_at", "revoked_at"]
+    form = ApiKeyForm
+    list_display = ["__str__", "ending", "organization", "created_by", "last_used_at", "expires_at", "revoked_at"]
     list_filter = ["revoked_at"]
     search_fields = ["name", "=public_id", "=hint", "organization__name", "created_by__email"]
     list_select_related = ["organization", "created_by"]
-    fields = ["name", "public_id", "ending", "organization", "created_by", "created_at", "expires_at", "revoked_at"]
-    readonly_fields = ["public_id", "ending", "organization", "created_by", "created_at", "revoked_at"]
+    readonly_fields = [
+        "public_id",
+        "ending",
+        "organization",
+        "created_by",
+        "created_at",
+        "last_used_at",
+        "revoked_at",
+    ]
+    fieldsets = [
+        (None, {"fields": ["name", *readonly_fields, "expires_at"]}),
+        (
+            "Limits of this key alone, below its plan's",
+            {"fields": ["requests_per_window", "window_s", "tokens_per_minute", "max_in_flight", "allowed_models"]},
+        ),
+    ]
     actions = ["revoke_selected"]
 
     @admin.display(description="ends in")

@@ -33,7 +33,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """State a plan's limits. ``models`` is empty when all are allowed."""
+    """State a plan's limits. ``models`` is empty when all are allowed; None is no limit of the plan's own."""
 
     slug: str
     name: str
@@ -44,6 +44,11 @@ class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_in_flight: int
     monthly_limit_nanousd: int
     models: tuple[str, ...]
+    tokens_per_minute: int | None = None
+    context_tokens: int | None = None
+    max_queued: int | None = None
+    max_wait_s: int | None = None
+    cache_scope: str = "organization"
 
     def allows(self, model: str) -> bool:
         return not self.models or model in self.models
@@ -182,4 +187,9 @@ def _read_plan(slug: str) -> PlanLimits:
         max_in_flight=plan.max_in_flight,
         monthly_limit_nanousd=plan.monthly_limit_nanousd,
         models=tuple(plan.allowed_models),
+        tokens_per_minute=plan.tokens_per_minute,
+        context_tokens=plan.context_tokens,
+        max_queued=plan.max_queued,
+        max_wait_s=plan.max_wait_s,
+        cache_scope=plan.cache_scope,
     )

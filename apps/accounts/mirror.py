@@ -28,6 +28,11 @@ def publish_key(key: ApiKey) -> None:
         "user_id": key.created_by.public_id,
         "state": key.state,
         "expires_at_ms": expires_at_ms,
+        "requests_per_window": _number(key.requests_per_window),
+        "window_s": _number(key.window_s),
+        "tokens_per_minute": _number(key.tokens_per_minute),
+        "max_in_flight": _number(key.max_in_flight),
+        "models": _names(key.allowed_models),
     }
     _publish(keys.api_key(key.digest), fields, f"key:{key.digest}")
 
@@ -43,9 +48,12 @@ def publish_plan(plan: Plan) -> None:
     fields = {
         "requests_per_window": plan.requests_per_window,
         "window_s": plan.window_s,
+        "tokens_per_minute": _number(plan.tokens_per_minute),
         "max_in_flight": plan.max_in_flight,
         "monthly_limit_nanousd": plan.monthly_limit_nanousd,
-        "models": ",".join(plan.allowed_models) or "*",
+        "models": _names(plan.allowed_models),
+        "max_queued": _number(plan.max_queued),
+        "max_wait_s": _number(plan.max_wait_s),
     }
     _publish(keys.plan(plan.slug), fields, f"plan:{plan.slug}")
 
@@ -74,6 +82,14 @@ def load_key(digest: str) -> bool:
     publish_organization(key.organization)
     publish_key(key)
     return True
+
+
+def _number(value: int | None) -> int | str:
+    return "" if value is None else value
+
+
+def _names(models: list[str]) -> str:
+    return ",".join(models) or "*"
 
 
 def _load(caller: Caller) -> None:

@@ -5,11 +5,20 @@ from typing import Any, ClassVar
 from django.contrib.auth.models import AbstractUser
 from django.contrib.auth.models import UserManager as DjangoUserManager
 from django.db import models
+from django.db.models import F, Q
 from django.db.models.functions import Lower
 from django.utils import timezone
 
 from aiscale.db import NANOUSD_PER_USD, NanoUsdField, Row, make_public_id
 from aiscale.wire.broker import PRIORITY_STEPS
+
+
+def at_least_one(*names: str) -> Q:
+    """Say that each of the named fields is empty or at least 1."""
+    condition = Q()
+    for name in names:
+        condition &= Q(**{f"{name}__isnull": True}) | Q(**{f"{name}__gte": 1})
+    return condition
 
 
 class UserManager(DjangoUserManager["User"]):
@@ -58,24 +67,53 @@ class Plan(Row):
 
     PUBLIC_ID_PREFIX = "plan"
 
+    class CacheScope(models.TextChoices):
+        KEY = "key"
+        ORGANIZATION = "organization"
+        SITE = "site"
+
     slug = models.SlugField(max_length=64, unique=True)
     name = models.CharField(max_length=80)
     requests_per_window = models.PositiveIntegerField()
     window_s = models.PositiveIntegerField("window, seconds")
+    tokens_per_minute = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Prompt and output tokens together; empty: no limit."
+    )
     max_in_flight = models.PositiveIntegerField("requests in flight")
     monthly_limit_nanousd = NanoUsdField("monthly spend limit")
+    monthly_included_nanousd = NanoUsdField("monthly included spend", default=0, db_default=0)
+    monthly_price_nanousd = NanoUsdField("price a month", default=0, db_default=0)
     allowed_models = models.JSONField(default=list, blank=True, help_text="Model names; empty allows all.")
+    context_tokens = models.PositiveIntegerField(
+        null=True, blank=True, help_text="The longest prompt and answer together; empty: as long as the model can."
+    )
     max_output_tokens = models.PositiveIntegerField(default=1024)
     priority = models.PositiveSmallIntegerField(
         default=PRIORITY_STEPS[-1],
         choices=[(step, f"{step}{' (most urgent)' if step == 0 else ''}") for step in PRIORITY_STEPS],
+    )
+    max_queued = models.PositiveIntegerField(
+        "most jobs waiting", null=True, blank=True, help_text="For one model; empty: as many as the service allows."
+    )
+    max_wait_s = models.PositiveIntegerField(
+        "longest wait, seconds",
+        null=True,
+        blank=True,
+        help_text="A request that is expected to wait longer is refused at once; empty: no limit.",
+    )
+    cache_scope = models.CharField(
+        max_length=16,
+        choices=CacheScope.choices,
+        default=CacheScope.ORGANIZATION,
+        db_default=CacheScope.ORGANIZATION,
+        help_text="Who may be given an answer that was made for somebody else of the same scope.",
     )
 
     class Meta:
         constraints = [
             models.CheckConstraint(
                 name="plan_is_possible",
-                condition=models.Q(
+                condition=Q(
                     requests_per_window__gte=1,
                     window_s__gte=1,
                     max_in_flight__gte=1,
@@ -83,7 +121,26 @@ class Plan(Row):
                     monthly_limit_nanousd__lte=9_000_000 * NANOUSD_PER_USD,
                     max_output_tokens__gte=1,
                 ),
-            )
+            ),
+            models.CheckConstraint(
+                name="plan_limits_are_possible",
+                condition=at_least_one("tokens_per_minute", "max_queued", "max_wait_s")
+                & (Q(context_tokens__isnull=True) | Q(context_tokens__gt=F("max_output_tokens"))),
+                violation_error_message="A limit is at least 1, and the context holds the output and a prompt.",
+            ),
+            models.CheckConstraint(
+                name="plan_money_is_plausible",
+                condition=Q(
+                    monthly_included_nanousd__gte=0,
+                    monthly_included_nanousd__lte=F("monthly_limit_nanousd"),
+                    monthly_price_nanousd__gte=0,
+                    monthly_price_nanousd__lte=9_000_000 * NANOUSD_PER_USD,
+                ),
+                violation_error_message="The included spend is at most the monthly limit, and no amount is negative.",
+            ),
+            models.CheckConstraint(
+                name="plan_cache_scope_is_known", condition=Q(cache_scope__in=["key", "organization", "site"])
+            ),
         ]
 
     def __str__(self) -> str:
@@ -140,7 +197,11 @@ class Membership(Row):
 
 
 class ApiKey(Row):
-    """Let a program act for an organization. Only the key's sha256 is kept; ``hint`` is its last four characters."""
+    """Let a program act for an organization. Only the key's sha256 is kept; ``hint`` is its last four characters.
+
+    Its own limits narrow the plan's and never widen them; empty: the plan's alone count. What it may spend is a Budget of the scope
+    ``key:<id>``.
+    """
 
     PUBLIC_ID_PREFIX = "key"
 
@@ -151,9 +212,29 @@ class ApiKey(Row):
     hint = models.CharField(max_length=4, editable=False)
     revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
     expires_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
+    """When a job of this key ended last, to the minute. Written by settlement."""
+    requests_per_window = models.PositiveIntegerField(null=True, blank=True)
+    window_s = models.PositiveIntegerField("window, seconds", null=True, blank=True)
+    tokens_per_minute = models.PositiveIntegerField(null=True, blank=True)
+    max_in_flight = models.PositiveIntegerField("requests in flight", null=True, blank=True)
+    allowed_models = models.JSONField(
+        default=list, db_default=[], blank=True, help_text="Model names; empty allows all that the plan does."
+    )
 
     class Meta:
         verbose_name = "API key"
+        constraints = [
+            models.CheckConstraint(
+                name="key_limits_are_possible",
+                condition=at_least_one("requests_per_window", "window_s", "tokens_per_minute", "max_in_flight")
+                & (
+                    Q(requests_per_window__isnull=True, window_s__isnull=True)
+                    | Q(requests_per_window__isnull=False, window_s__isnull=False)
+                ),
+                violation_error_message="A limit is at least 1, and requests need a window in seconds.",
+            ),
+        ]
 
     def __str__(self) -> str:
         return self.name or f"…{self.hint}"

@@ -9,6 +9,7 @@ from django.db.models import QuerySet, Sum
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
+from django.utils import timezone
 from unfold.admin import ModelAdmin, TabularInline
 
 from aiscale.db import format_usd
@@ -126,14 +127,32 @@ class LedgerTransactionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 @admin.register(Budget)
 class BudgetAdmin(ModelAdmin):  # type: ignore[misc]
     form = BudgetForm
-    list_display = ["organization", "monthly_limit", "note", "updated_at"]
-    list_select_related = ["organization"]
-    search_fields = ["organization__name", "=organization__public_id"]
-    raw_id_fields = ["organization"]
+    list_display = ["scope", "period", "limit", "thresholds_in_words", "raised", "note", "updated_at"]
+    list_filter = ["period"]
+    search_fields = ["scope", "note"]
+    ordering = ["scope", "period"]
 
-    @admin.display(description="monthly limit", ordering="monthly_limit_nanousd")
-    def monthly_limit(self, budget: Budget) -> str:
-        return format_usd(budget.monthly_limit_nanousd)
+    def get_fields(self, request: HttpRequest, obj: Budget | None = None) -> list[str]:
+        rest = ["period", "time_zone", "limit_nanousd", "thresholds", "raise_nanousd", "raise_until", "note"]
+        return ["scope", *rest] if obj else ["kind", "target", *rest]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Budget | None = None) -> list[str]:
+        # the gate's copies and the totals know a budget by both
+        return ["scope", "period"] if obj else []
+
+    @admin.display(description="limit", ordering="limit_nanousd")
+    def limit(self, budget: Budget) -> str:
+        return "alerts only" if budget.limit_nanousd is None else format_usd(budget.limit_nanousd)
+
+    @admin.display(description="alerts at")
+    def thresholds_in_words(self, budget: Budget) -> str:
+        return ", ".join(budget.thresholds) or "-"
+
+    @admin.display(description="raised by", ordering="raise_until")
+    def raised(self, budget: Budget) -> str:
+        if not budget.raise_nanousd or budget.raise_until is None or budget.raise_until <= timezone.now():
+            return "-"
+        return f"{format_usd(budget.raise_nanousd)} until {budget.raise_until:%-d %B %Y %H:%M} (UTC)"
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Budget]) -> None:
         # one by one: each tells the gate that the plan's limit is back

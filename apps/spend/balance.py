@@ -87,8 +87,8 @@ def publish(organization_id: str, *, only_if_missing: bool = False) -> None:
         month = periods.month_of(periods.now_ms())
         spent = ledger.sum_charges(organization_id, month)
         own_limit = (
-            Budget.objects.filter(organization__public_id=organization_id)
-            .values_list("monthly_limit_nanousd", flat=True)
+            Budget.objects.filter(scope=f"organization:{organization_id}", period=Budget.Period.MONTHLY)
+            .values_list("limit_nanousd", flat=True)
             .first()
         )
         written = get_script("rebuild").run(

@@ -1,26 +1,105 @@
 """Take money and kill switches from forms."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from django import forms
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from aiscale.errors import AiscaleError
 from aiscale.money_forms import UsdField
-from apps.spend import killswitch
+from apps.spend import budgets, killswitch
 from apps.spend.models import Budget
+
+T = TypeVar("T")
 
 
 class BudgetForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs alone
-    monthly_limit_nanousd = UsdField(
-        label="Monthly limit (USD)",
-        help_text="Replaces the plan's limit for this organization, upwards or downwards, as soon as you save. "
-        "0 stops everything that costs money. Delete the budget to go back to the plan's limit.",
+    """Ask what a budget is for and what it allows. Kind and target make the scope, which stays as it is once saved."""
+
+    KINDS = (
+        ("organization", "One organization"),
+        ("site", "The whole service"),
+        ("plan", "All organizations of one plan"),
+        ("model", "One model"),
+        ("user", "One user"),
+        ("key", "One API key"),
     )
+
+    kind = forms.ChoiceField(label="For", choices=KINDS, widget=UnfoldAdminSelectWidget)
+    target = forms.CharField(
+        label="Which one",
+        required=False,
+        max_length=128,
+        help_text="The plan's or model's name, or the id of the organization (org_...), user (usr_...) or key (key_...).",
+        widget=UnfoldAdminTextInputWidget,
+    )
+    time_zone = forms.CharField(
+        required=False,
+        max_length=64,
+        help_text="Where days and months begin, such as Europe/Berlin. Empty: the service's time zone.",
+        widget=UnfoldAdminTextInputWidget,
+    )
+    limit_nanousd = UsdField(
+        label="Limit (USD)",
+        required=False,
+        help_text="What does not fit is refused, as soon as you save. 0 stops all that costs money; empty refuses nothing. "
+        "An organization's monthly limit replaces its plan's, upwards or downwards.",
+    )
+    thresholds = forms.CharField(
+        required=False,
+        help_text="Each alerts once a period: amounts and parts of the limit, such as $100, $500, 80%.",
+        widget=UnfoldAdminTextInputWidget,
+    )
+    raise_nanousd = UsdField(label="Raised by (USD)", required=False)
 
     class Meta:
         model = Budget
-        fields = ["organization", "monthly_limit_nanousd", "note"]
+        fields = ["period", "time_zone", "limit_nanousd", "thresholds", "raise_nanousd", "raise_until", "note"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.instance.pk:
+            del self.fields["kind"], self.fields["target"]
+            self.initial["thresholds"] = ", ".join(self.instance.thresholds)
+
+    def clean_time_zone(self) -> str:
+        return self._check("time_zone", lambda: budgets.check_time_zone(self.cleaned_data["time_zone"])) or ""
+
+    def clean_raise_nanousd(self) -> int:
+        return self.cleaned_data["raise_nanousd"] or 0
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        if not self.instance.pk:
+            self._clean_scope(cleaned)
+        limit = cleaned.get("limit_nanousd")
+        # an organization's month always has a limit: its plan's
+        has_limit = limit is not None or self.instance.scope.startswith("organization:")
+        texts = [text for text in cleaned.get("thresholds", "").replace(";", ",").split(",") if text.strip()]
+        cleaned["thresholds"] = (
+            self._check("thresholds", lambda: budgets.parse_thresholds(texts, has_limit=has_limit)) or []
+        )
+        if limit is None and not texts:
+            self.add_error("limit_nanousd", "Give a limit, thresholds, or both.")
+        if cleaned.get("raise_nanousd") and not cleaned.get("raise_until"):
+            self.add_error("raise_until", "Say until when the limit is raised.")
+        return cleaned
+
+    def _clean_scope(self, cleaned: dict[str, Any]) -> None:
+        kind, target = cleaned.get("kind", ""), cleaned.get("target", "").strip()
+        if kind == "site" and target:
+            self.add_error("target", "Leave this empty for the whole service, or choose what this names.")
+        scope = "site" if kind == "site" else f"{kind}:{target}"
+        self._check("target", lambda: budgets.check_scope(scope))
+        self.instance.scope = scope
+
+    def _check(self, field: str, work: Callable[[], T]) -> T | None:
+        try:
+            return work()
+        except AiscaleError as error:
+            self.add_error(field, error.message)
+            return None
 
 
 class TripForm(forms.Form):

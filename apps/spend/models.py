@@ -135,24 +135,58 @@ class KillSwitch(Row):
 
 
 class Budget(Row):
-    """Replace the plan's monthly limit for one organization, upwards or downwards. In force once the transaction commits."""
+    """Limit what a scope spends in a day or a month, and say when it comes close. In force once the transaction commits.
+
+    Scopes: ``site``, ``plan:<slug>``, ``model:<slug>``, ``organization:<id>``, ``user:<id>``, ``key:<id>``. An organization's monthly
+    budget replaces its plan's monthly limit, upwards or downwards; one without a limit leaves that as it is.
+    """
 
     PUBLIC_ID_PREFIX = "budget"
 
-    organization = models.OneToOneField("accounts.Organization", on_delete=models.CASCADE, related_name="budget")
-    monthly_limit_nanousd = NanoUsdField()
+    class Period(models.TextChoices):
+        DAILY = "daily", "a day"
+        MONTHLY = "monthly", "a month"
+
+    scope = models.CharField(max_length=170)
+    period = models.CharField(max_length=16, choices=Period.choices, default=Period.MONTHLY)
+    time_zone = models.CharField(max_length=64, blank=True)
+    """IANA name; empty: the service's (AISCALE_TIME_ZONE)."""
+    limit_nanousd = NanoUsdField(null=True, blank=True)
+    """None: nothing is refused, thresholds alone count."""
+    thresholds = models.JSONField(default=list, blank=True)
+    """Texts such as ``80%`` (of the limit) and ``$100.00``, each of which alerts once a period."""
+    raise_nanousd = NanoUsdField(default=0, db_default=0)
+    """Added to the limit until ``raise_until``."""
+    raise_until = models.DateTimeField(null=True, blank=True)
     note = models.CharField(max_length=300, blank=True)
 
     class Meta:
         constraints = [
+            models.UniqueConstraint(
+                fields=["scope", "period"],
+                name="budget_once",
+                violation_error_message="There is a budget of this scope and period already: change that one.",
+            ),
+            models.CheckConstraint(name="budget_period_is_known", condition=Q(period__in=["daily", "monthly"])),
             models.CheckConstraint(
                 name="budget_is_plausible",
-                condition=Q(monthly_limit_nanousd__gte=0, monthly_limit_nanousd__lte=LIMIT_CEILING_NANOUSD),
+                condition=Q(raise_nanousd__gte=0, raise_nanousd__lte=LIMIT_CEILING_NANOUSD)
+                & (
+                    Q(limit_nanousd__isnull=True)
+                    | Q(limit_nanousd__gte=0, limit_nanousd__lte=LIMIT_CEILING_NANOUSD - F("raise_nanousd"))
+                ),
+                violation_error_message="Limit and raise together are at most 9 million US dollars.",
+            ),
+            models.CheckConstraint(
+                name="budget_raise_ends",
+                condition=Q(raise_nanousd=0) | Q(raise_until__isnull=False),
+                violation_error_message="Say until when the limit is raised.",
             ),
         ]
 
     def __str__(self) -> str:
-        return f"{self.organization}: {format_usd(self.monthly_limit_nanousd)} a month"
+        limit = "no limit" if self.limit_nanousd is None else format_usd(self.limit_nanousd)
+        return f"{self.scope}: {limit} {self.get_period_display()}"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         super().save(*args, **kwargs)
@@ -166,5 +200,60 @@ class Budget(Row):
     def _publish_on_commit(self) -> None:
         from apps.spend import balance  # balance reads this module's tables
 
-        organization_id = self.organization.public_id
-        transaction.on_commit(lambda: balance.publish(organization_id))
+        kind, _, name = self.scope.partition(":")
+        if kind == "organization":
+            transaction.on_commit(lambda: balance.publish(name))
+
+
+class SpendAlert(models.Model):
+    """Say that a budget's threshold was passed. Written once for each scope, period, start and threshold, in the transaction of the
+    charge that passed it; delivered by apps.spend.alerts."""
+
+    budget = models.ForeignKey(Budget, on_delete=models.SET_NULL, null=True, related_name="alerts")
+    scope = models.CharField(max_length=170)
+    period = models.CharField(max_length=16, choices=Budget.Period.choices)
+    period_start = models.DateTimeField()
+    threshold = models.CharField(max_length=40)
+    """As the budget has it, or ``limit``."""
+    spent_nanousd = NanoUsdField()
+    limit_nanousd = NanoUsdField(null=True)
+    created_at = models.DateTimeField(db_default=Now())
+    delivered_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["scope", "period", "period_start", "threshold"], name="spend_alert_once"),
+        ]
+        indexes = [
+            models.Index(fields=["created_at"], condition=Q(delivered_at__isnull=True), name="spend_alert_undelivered"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.scope} passed {self.threshold} at {format_usd(self.spent_nanousd)}"
+
+
+class SpendTotal(models.Model):
+    """Keep what a scope spent in one period of a budget: a sum of the ledger that is moved in the transaction that moves the ledger.
+
+    ``revision`` grows with each change, so that a copy of this row knows whether another one is newer.
+    """
+
+    scope = models.CharField(max_length=170)
+    period = models.CharField(max_length=16, choices=Budget.Period.choices)
+    start_at = models.DateTimeField()
+    end_at = models.DateTimeField()
+    spent_nanousd = NanoUsdField(default=0)
+    revision = models.BigIntegerField(default=1)
+    updated_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["scope", "period", "start_at", "end_at"], name="spend_total_once"),
+        ]
+        indexes = [
+            models.Index(fields=["end_at"], name="spend_total_by_end"),
+            models.Index(fields=["updated_at"], name="spend_total_by_change"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.scope} {self.period} from {self.start_at}: {format_usd(self.spent_nanousd)}"

@@ -1,7 +1,17 @@
-"""Say which month pays: budgets run by calendar months in UTC."""
+"""Say which month or day pays: calendar periods in a time zone, as moments that need no calendar to compare."""
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from typing import NamedTuple
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+
+class Span(NamedTuple):
+    """Be one period: from ``start_ms`` on, until before ``end_ms`` (epoch ms)."""
+
+    start_ms: int
+    end_ms: int
 
 
 def now_ms() -> int:
@@ -24,6 +34,43 @@ def bounds(month: str) -> tuple[datetime, datetime]:
     year, number = int(month[:4]), int(month[5:])
     following = (year + 1, 1) if number == 12 else (year, number + 1)
     return datetime(year, number, 1, tzinfo=UTC), datetime(*following, 1, tzinfo=UTC)
+
+
+def is_time_zone(name: str) -> bool:
+    """Tell whether ``name`` is an IANA time zone that this machine knows."""
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
+
+
+@lru_cache(maxsize=4096)
+def _span_of_date(period: str, zone: str, day: date) -> Span:
+    if period == "daily":
+        first, following = day, day + timedelta(days=1)
+    else:
+        first = day.replace(day=1)
+        following = (first + timedelta(days=32)).replace(day=1)
+    return Span(_midnight_ms(first, zone), _midnight_ms(following, zone))
+
+
+def span_of(period: str, zone: str, at_ms: int) -> Span:
+    """Return the day or month (``daily`` or ``monthly``) of a time zone in which the moment ``at_ms`` lies.
+
+    A day lasts 23 or 25 hours when clocks are changed; it begins with its first midnight, or where that is skipped with the first
+    moment after it. Raises: zoneinfo.ZoneInfoNotFoundError.
+    """
+    day = datetime.fromtimestamp(at_ms / 1000, ZoneInfo(zone)).date()
+    span = _span_of_date(period, zone, day)
+    if at_ms >= span.end_ms:
+        # clocks were set back over midnight: the day that had begun goes on
+        span = _span_of_date(period, zone, day + timedelta(days=1))
+    return span
+
+
+def _midnight_ms(day: date, zone: str) -> int:
+    return int(datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)).timestamp() * 1000)
 
 
 def format_duration(duration_ms: int) -> str:

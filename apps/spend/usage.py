@@ -113,9 +113,11 @@ def month_summary(organization_id: str) -> MonthSummary:
 
 
 def _get_limit(organization_id: str) -> int:
-    own = Budget.objects.filter(organization__public_id=organization_id)
-    for limit in own.values_list("monthly_limit_nanousd", flat=True):
-        return int(limit)
+    own = Budget.objects.filter(
+        scope=f"organization:{organization_id}", period=Budget.Period.MONTHLY, limit_nanousd__isnull=False
+    )
+    for limit in own.values_list("limit_nanousd", flat=True):
+        return int(limit or 0)
     found = Organization.objects.filter(public_id=organization_id)
     for limit in found.values_list("plan__monthly_limit_nanousd", flat=True):
         return int(limit)

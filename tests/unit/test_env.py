@@ -23,6 +23,7 @@ def test_defaults_need_nothing() -> None:
         ("AISCALE_DEBUG", "perhaps", "AISCALE_DEBUG is 'perhaps'; it must be 1 or 0"),
         ("AISCALE_ENGINE_RUNNER", "magic", "it must be onnx or fake"),
         ("AISCALE_LOG_LEVEL", "loud", "it must be DEBUG, INFO, WARNING or ERROR"),
+        ("AISCALE_TIME_ZONE", "Europe/Atlantis", "it must be a name such as Europe/Berlin or UTC"),
         ("AISCALE_TRUSTED_PROXIES", "10.0.0.1, proxy", "names 'proxy'; it must be addresses or networks"),
         ("AISCALE_TRUSTED_PROXIES", "10.0.0.1/8", "names '10.0.0.1/8'"),
         ("REDIS_URL", "http://x", "REDIS_URL must start with redis://"),

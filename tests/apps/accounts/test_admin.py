@@ -29,7 +29,7 @@ MODELS = [
 def browser(cast: Cast) -> Client:
     """The administrator, in an installation where something has happened."""
     settlement.settle(make_finished(cast.organization.public_id))
-    Budget.objects.create(organization=cast.organization, monthly_limit_nanousd=5_000_000_000)
+    Budget.objects.create(scope=f"organization:{cast.organization.public_id}", limit_nanousd=5_000_000_000)
     killswitch.trip("model:old", reason="Retired", by="ada")
     turns._begin(cast.user.public_id, None, "smollm2-135m-instruct", "A private question", "c1")
     root = User.objects.create_superuser("root@example.com", "x")
@@ -121,15 +121,21 @@ def test_a_plans_money_is_in_dollars_and_reaches_the_gate(browser: Client, cast:
         "max_in_flight": 1,
         "monthly_limit_nanousd": "2.5",
         "allowed_models": '["smollm2-135m-instruct"]',
+        "tokens_per_minute": "",
         "max_output_tokens": 10,
+        "cache_scope": "organization",
         "priority": 9,
+        "max_queued": 7,
     }
     assert browser.post(url, values | {"monthly_limit_nanousd": "-1"}).status_code == 200
     assert browser.post(url, values | {"allowed_models": '{"a": 1}'}).status_code == 200
+    for impossible in ({"tokens_per_minute": "0"}, {"context_tokens": "10"}, {"monthly_included_nanousd": "2.6"}):
+        assert browser.post(url, values | impossible).status_code == 200, impossible
     assert browser.post(url, values).status_code == 302
     plan.refresh_from_db()
     assert plan.monthly_limit_nanousd == Decimal("2.5") * 10**9
     mirrored = Redis.from_url(redis_url).hgetall(keys.plan("free"))
+    assert mirrored[b"max_queued"] == b"7" and mirrored[b"tokens_per_minute"] == b""  # type: ignore[index]
     assert mirrored[b"requests_per_window"] == b"5" and mirrored[b"models"] == b"smollm2-135m-instruct"  # type: ignore[index]
 
 

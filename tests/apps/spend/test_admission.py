@@ -194,9 +194,10 @@ async def test_a_budget_of_its_own_replaces_the_plans_limit_at_once(organization
 async def _change_budget(organization, limit: int | None) -> None:
     def change():
         if limit is None:
-            Budget.objects.get(organization=organization).delete()
+            Budget.objects.get(scope=f"organization:{organization.public_id}").delete()
         else:
-            Budget.objects.update_or_create(organization=organization, defaults={"monthly_limit_nanousd": limit})
+            scope = f"organization:{organization.public_id}"
+            Budget.objects.update_or_create(scope=scope, defaults={"limit_nanousd": limit})
 
     await on_thread(change)
 
