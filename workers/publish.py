@@ -8,14 +8,14 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from redis.exceptions import RedisError
 
 from aiscale.wire import codec, keys
-from aiscale.wire.events import Delta, Encoded, Event, Finished, FinishReason, Started
+from aiscale.wire.events import Delta, Encoded, Event, Finished, FinishReason, Started, TokenLogprob
 from aiscale.wire.jobs import EncodeJob, GenerateJob
 from aiscale.wire.scripts import finish_arguments, read_script
 from workers.config import WORKER_ID, get_redis
@@ -43,6 +43,7 @@ class JobInHand:
     text: list[str] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
     first_token_at_ms: int = 0
     claimed_at_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
     published: threading.Event = field(default_factory=threading.Event)
@@ -72,16 +73,27 @@ class Publisher:
         event = Started(job_id=in_hand.job.job_id, seq=in_hand.next_seq(), worker_id=WORKER_ID, attempt=in_hand.attempt)
         self._add(in_hand, event)
 
-    def add_text(self, in_hand: JobInHand, text: str) -> None:
+    def add_text(
+        self,
+        in_hand: JobInHand,
+        text: str,
+        *,
+        index: int = 0,
+        logprobs: tuple[TokenLogprob, ...] = (),
+        end: Literal["stop", "length"] | None = None,
+    ) -> None:
         if not in_hand.first_token_at_ms:
             in_hand.first_token_at_ms = time.time_ns() // 1_000_000
-        if in_hand.keep_log:
+        if in_hand.keep_log and index == 0:
             in_hand.text.append(text)
         event = Delta(
             job_id=in_hand.job.job_id,
             seq=in_hand.next_seq(),
             text=text,
             completion_tokens=in_hand.completion_tokens,
+            index=index,
+            logprobs=logprobs,
+            end=end,
         )
         self._add(in_hand, event)
 
@@ -125,6 +137,7 @@ class Publisher:
             finish_reason=reason,
             prompt_tokens=in_hand.prompt_tokens,
             completion_tokens=in_hand.completion_tokens,
+            cached_tokens=in_hand.cached_tokens,
             billing=job.billing,
             error_code=code or codes.get(reason),
             error_message=error,

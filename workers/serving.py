@@ -12,11 +12,12 @@ from aiscale.observability import ENGINE_RUNNING, ENGINE_STEP_SECONDS, ENGINE_TO
 from aiscale.wire.jobs import EncodeJob, GenerateJob
 from aiscale.wire.manifest import TOKENIZER_FILE, Manifest
 from workers.config import ENV, list_served
-from workers.engine.detokenizer import Detokenizer
 from workers.engine.encoding import EncoderThread, EncodeTask
 from workers.engine.engine import Engine
 from workers.engine.runner_fake import FakeEncoder, FakeRunner
-from workers.engine.sequence import Output, Params, Sequence
+from workers.engine.sequence import Sequence
+from workers.engine.vocabulary import Vocabulary
+from workers.generation import Generation
 from workers.publish import JobInHand, Publisher
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Serving:
         self.providers: list[str] = _choose_providers()
         self.started_at_ms = time.time_ns() // 1_000_000
         self.closing = False
-        self._tokenizers: dict[str, Tokenizer] = {}
+        self._vocabularies: dict[str, Vocabulary] = {}
         self._engines: dict[str, Engine] = {}
         self._encoders: dict[str, EncoderThread] = {}
         for directory, manifest in list_served():
@@ -98,7 +99,7 @@ class Serving:
         started = time.monotonic()
         name = manifest.name
         if manifest.kind == "generate":
-            self._tokenizers[name] = Tokenizer.from_file(str(directory / TOKENIZER_FILE))
+            self._vocabularies[name] = Vocabulary(Tokenizer.from_file(str(directory / TOKENIZER_FILE)))
             engine = Engine(_open_runner(directory, manifest, self.providers), manifest.eos_token_ids, _meter(name))
             engine.start(f"engine-{name}")
             self._engines[name] = engine
@@ -110,35 +111,10 @@ class Serving:
         log.info("loaded in %.1f s", time.monotonic() - started, extra={"model": name, "event": "model.loaded"})
 
     def _make_sequence(self, in_hand: JobInHand, job: GenerateJob) -> Sequence:
-        sampling = job.sampling
-
-        def on_output(output: Output) -> None:
-            in_hand.prompt_tokens, in_hand.completion_tokens = output.prompt_tokens, output.completion_tokens
-            if output.end == "error" and self.closing and not in_hand.streamed and not output.text:
-                self.publisher.drop(in_hand)
-                return
-            if output.text:
-                self.publisher.add_text(in_hand, output.text)
-            if output.end is not None:
-                code = "worker_lost" if output.end == "error" and self.closing else None
-                self.publisher.finish(in_hand, output.end, error=output.error, code=code)
-
-        return Sequence(
-            job_id=job.job_id,
-            prompt=job.prompt_token_ids,
-            params=Params(
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                stop=sampling.stop,
-                seed=sampling.seed,
-            ),
-            # the queue has sorted by plan already; within the engine, the order of arrival
-            priority=0,
-            deadline_s=job.deadline_at_ms / 1000,
-            detokenizer=Detokenizer(self._tokenizers[job.model], sampling.stop),
-            on_output=on_output,
-        )
+        engine = self._engines[job.model]
+        vocabulary = self._vocabularies[job.model]
+        generation = Generation(in_hand, job, vocabulary, self.publisher, engine.abort, lambda: self.closing)
+        return generation.make_sequence()
 
     def _make_encode_task(self, in_hand: JobInHand, job: EncodeJob) -> EncodeTask:
         def on_done(vectors: Any, error: str | None) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from aiscale.wire.events import Delta, Finished
 from apps.accounts.callers import Caller
+from apps.gateway.chat_choices import Choices, describe_logprobs, describe_piece
 from apps.gateway.chat_schema import ChatBody, read_chat
 from apps.gateway.exchange import Exchange
 from apps.gateway.streaming import COMMENT, with_silences
@@ -19,25 +20,19 @@ async def answer_chat(exchange: Exchange, caller: Caller, body: bytes) -> None:
         if chat.stream:
             await _stream(exchange, chat, run)
         else:
-            await _answer_whole(exchange, run)
+            await _answer_whole(exchange, chat, run)
 
 
-async def _answer_whole(exchange: Exchange, run: Run) -> None:
-    text: list[str] = []
+async def _answer_whole(exchange: Exchange, chat: ChatBody, run: Run) -> None:
+    choices = Choices(run.n)
     async for event in run.events():
         if isinstance(event, Delta):
-            text.append(event.text)
+            choices.take(event)
         elif isinstance(event, Finished):
             if event.finish_reason not in ("stop", "length"):
                 raise make_failure(event, run.headers)
-            message: dict[str, Any] = {
-                "role": "assistant",
-                "content": "".join(text),
-                "refusal": None,
-                "annotations": [],
-            }
-            choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": event.finish_reason}
-            value = _head(run, "chat.completion") | {"choices": [choice], "usage": _usage(event)}
+            described = choices.describe(event, with_logprobs=chat.logprobs)
+            value = _head(run, "chat.completion") | {"choices": described, "usage": _usage(event)}
             await exchange.send_json(200, value, run.headers)
 
 
@@ -52,16 +47,27 @@ async def _stream(exchange: Exchange, chat: ChatBody, run: Run) -> None:
         if not exchange.started:
             # whatever could go wrong before the first token had its own status until here
             await exchange.start_stream(run.headers)
-            await exchange.send_event(head | _choice({"role": "assistant", "content": "", "refusal": None}))
+            for index in range(run.n):
+                first = {"role": "assistant", "content": "", "refusal": None}
+                await exchange.send_event(head | describe_piece(index, first))
         if event is None:
             await exchange.send_part(COMMENT)
         elif isinstance(event, Delta):
-            await exchange.send_event(head | _choice({"content": event.text}))
+            await _send_delta(exchange, head, chat, event)
         elif isinstance(event, Finished):
-            await exchange.send_event(head | _choice({}, event.finish_reason))
+            if run.n == 1:
+                await exchange.send_event(head | describe_piece(0, {}, finish_reason=event.finish_reason))
             if with_usage:
                 await exchange.send_event(head | {"choices": [], "usage": _usage(event)})
     await exchange.end_stream(b"data: [DONE]\n\n")
+
+
+async def _send_delta(exchange: Exchange, head: dict[str, Any], chat: ChatBody, delta: Delta) -> None:
+    if delta.text or delta.logprobs:
+        logprobs = describe_logprobs(list(delta.logprobs)) if chat.logprobs else None
+        await exchange.send_event(head | describe_piece(delta.index, {"content": delta.text}, logprobs))
+    if delta.end is not None:
+        await exchange.send_event(head | describe_piece(delta.index, {}, finish_reason=delta.end))
 
 
 def _head(run: Run, kind: str) -> dict[str, Any]:
@@ -75,15 +81,11 @@ def _head(run: Run, kind: str) -> dict[str, Any]:
     }
 
 
-def _choice(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]}
-
-
 def _usage(event: Finished) -> dict[str, Any]:
     return {
         "prompt_tokens": event.prompt_tokens,
         "completion_tokens": event.completion_tokens,
         "total_tokens": event.prompt_tokens + event.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": event.cached_tokens, "audio_tokens": 0},
         "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
     }

@@ -12,6 +12,10 @@ from apps.inference.prompts import ChatMessage
 MAX_MESSAGES = 4_096
 MAX_STOP = 4
 MAX_STOP_CHARS = 256
+MAX_CHOICES = 8
+MAX_TOP_LOGPROBS = 20
+MAX_TOP_K = 1_000_000
+MAX_BIAS = 1_024
 _INT64 = 1 << 63
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -31,22 +35,15 @@ HARMLESS = frozenset(
 
 DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "audio": (),
-    "frequency_penalty": (0, 0.0),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
     "modalities": (["text"],),
-    "n": (1,),
     "prediction": (),
-    "presence_penalty": (0, 0.0),
     "reasoning_effort": (),
     "response_format": ({"type": "text"},),
     "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_k": (),
-    "top_logprobs": (0,),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -83,16 +80,23 @@ class ChatBody(msgspec.Struct, kw_only=True):
     max_completion_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[str, float] = {}
     stop: str | list[str] = []
     seed: int | None = None
+    n: int = 1
+    logprobs: bool = False
+    top_logprobs: int | None = None
 
 
 def read_chat(body: bytes, request_id: str) -> tuple[ChatBody, CompletionRequest]:
     """Type and check a body. Raises: AiscaleError with ``param``."""
     chat = parameters.convert(parameters.read_object(body), ChatBody, harmless=HARMLESS, defaults_only=DEFAULTS_ONLY)
-    parameters.check_range("temperature", chat.temperature, 0, 2)
-    parameters.check_range("top_p", chat.top_p, 0, 1, open_low=True)
-    parameters.check_range("seed", chat.seed, -_INT64, _INT64 - 1)
+    _check_ranges(chat)
     if chat.stream_options is not None and not chat.stream:
         raise AiscaleError(
             Code.INVALID_REQUEST, "stream_options is only allowed when stream is true.", param="stream_options"
@@ -105,9 +109,49 @@ def read_chat(body: bytes, request_id: str) -> tuple[ChatBody, CompletionRequest
         max_tokens=_choose_max_tokens(chat),
         temperature=chat.temperature,
         top_p=chat.top_p,
+        top_k=max(chat.top_k, 0),
+        min_p=chat.min_p,
+        presence_penalty=chat.presence_penalty,
+        frequency_penalty=chat.frequency_penalty,
+        repetition_penalty=chat.repetition_penalty,
+        logit_bias=_read_bias(chat.logit_bias),
         stop=read_stop(chat.stop),
         seed=chat.seed,
+        n=chat.n,
+        top_logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
     )
+
+
+def _check_ranges(chat: ChatBody) -> None:
+    parameters.check_range("temperature", chat.temperature, 0, 2)
+    parameters.check_range("top_p", chat.top_p, 0, 1, open_low=True)
+    parameters.check_range("top_k", chat.top_k, -1, MAX_TOP_K)
+    parameters.check_range("min_p", chat.min_p, 0, 1)
+    parameters.check_range("presence_penalty", chat.presence_penalty, -2, 2)
+    parameters.check_range("frequency_penalty", chat.frequency_penalty, -2, 2)
+    parameters.check_range("repetition_penalty", chat.repetition_penalty, 0.1, 10)
+    parameters.check_range("seed", chat.seed, -_INT64, _INT64 - 1)
+    parameters.check_range("n", chat.n, 1, MAX_CHOICES)
+    parameters.check_range("top_logprobs", chat.top_logprobs, 0, MAX_TOP_LOGPROBS)
+    if chat.top_logprobs is not None and not chat.logprobs:
+        raise AiscaleError(
+            Code.INVALID_REQUEST, "top_logprobs is only allowed when logprobs is true.", param="top_logprobs"
+        )
+
+
+def _read_bias(bias: dict[str, float]) -> dict[int, float]:
+    if len(bias) > MAX_BIAS:
+        raise AiscaleError(
+            Code.INVALID_REQUEST, f"logit_bias names {len(bias)} tokens; the most is {MAX_BIAS}.", param="logit_bias"
+        )
+    for name, value in bias.items():
+        if not (name.isascii() and name.isdigit() and len(name) < 10) or not -100 <= value <= 100:
+            raise AiscaleError(
+                Code.INVALID_REQUEST,
+                f"logit_bias[{name[:20]!r}] is {value:g}; it must map token ids to numbers from -100 to 100.",
+                param="logit_bias",
+            )
+    return {int(name): value for name, value in bias.items()}
 
 
 def _read_messages(values: list[dict[str, Any]]) -> list[ChatMessage]:

@@ -22,8 +22,10 @@ from apps.spend import admission, pricing
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for an answer to ``messages``, or for what follows ``prompt_token_ids``. ``max_tokens`` None: as many as plan and context allow.
+    """Ask for an answer to ``messages``, or for what follows ``prompt_token_ids``. ``max_tokens`` None: as many as plan and context
+    allow, for each of ``n`` choices.
 
+    How tokens are chosen is said as in `aiscale.wire.jobs.Sampling`.
     ``keep_log`` keeps the events for browsers that come back; ``job_id`` may be given by who wrote it down beforehand.
     """
 
@@ -35,8 +37,16 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    n: int = 1
+    top_logprobs: int | None = None
     keep_log: bool = False
     job_id: str | None = None
 
@@ -50,6 +60,7 @@ class Run:
         self.model_version = job.model_version
         self.prompt_tokens = len(job.prompt_token_ids)
         self.max_tokens = job.sampling.max_tokens
+        self.n = job.sampling.n
         self.headers = headers
         self.created_at_s = job.billing.admitted_at_ms // 1000
         self._admitted_at_ms = job.billing.admitted_at_ms
@@ -91,12 +102,13 @@ async def start(request: CompletionRequest, caller: Caller) -> Run:
         prompt = await prompts.build_prompt(model, request.messages)
     param = "messages" if request.prompt_token_ids is None else "prompt"
     max_tokens = choose_max_tokens(request.max_tokens, len(prompt), model, plan, param=param)
+    sampling = make_sampling(request, model, max_tokens)
     job_id = request.job_id or make_public_id("job")
     now_ms = time.time_ns() // 1_000_000
     deadline_at_ms = now_ms + settings.ENV.request_deadline_s * 1000
     hold_nanousd = pricing.cost_nanousd(
         len(prompt),
-        max_tokens,
+        max_tokens * request.n,
         prompt_nanousd_per_token=model.prompt_nanousd_per_token,
         completion_nanousd_per_token=model.completion_nanousd_per_token,
     )
@@ -115,13 +127,7 @@ async def start(request: CompletionRequest, caller: Caller) -> Run:
         model=model.slug,
         model_version=model.version,
         prompt_token_ids=prompt,
-        sampling=Sampling(
-            max_tokens=max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            stop=request.stop,
-            seed=request.seed,
-        ),
+        sampling=sampling,
         billing=make_tag(caller, model, request.request_id, request.source, hold_nanousd, now_ms),
         reply_to=wait.process_id,
         deadline_at_ms=deadline_at_ms,
@@ -129,6 +135,33 @@ async def start(request: CompletionRequest, caller: Caller) -> Run:
     )
     await send(job, wait, caller, plan)
     return Run(job, wait, admitted.headers)
+
+
+def make_sampling(request: CompletionRequest, model: CatalogModel, max_tokens: int) -> Sampling:
+    """Say to the worker how tokens are chosen. Raises: AiscaleError (INVALID_REQUEST for a bias of no token)."""
+    vocab_size = prompts.get_reader(model).manifest.vocab_size
+    for token_id in request.logit_bias:
+        if not 0 <= token_id < vocab_size:
+            raise AiscaleError(
+                Code.INVALID_REQUEST,
+                f"logit_bias names the token {token_id}; the tokens of {model.slug} are 0 to {vocab_size - 1}.",
+                param="logit_bias",
+            )
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        logit_bias=request.logit_bias,
+        stop=request.stop,
+        seed=request.seed,
+        n=request.n,
+        top_logprobs=request.top_logprobs,
+    )
 
 
 async def send(job: Any, wait: Wait, caller: Caller, plan: PlanLimits) -> None:

@@ -16,6 +16,7 @@ from tokenizers.models import WordLevel
 from workers.engine.detokenizer import Detokenizer
 from workers.engine.engine import Engine
 from workers.engine.runner_fake import FakeRunner
+from workers.engine.sampler import make_rng
 from workers.engine.sequence import Output, Params, Sequence
 
 VOCABULARY, FIRST, EOS = 120, 10, 119
@@ -38,6 +39,11 @@ class WatchedRunner(FakeRunner):
         super().__init__(**{"slots": 16, "context_tokens": 200, "vocab_size": VOCABULARY, "first": FIRST} | options)
         self.widths: list[int] = []
         self.released: list[int] = []
+        self.prefills: list[int] = []
+
+    def prefill(self, slot: int, token_ids: Any, start: int) -> NDArray[np.float32]:
+        self.prefills.append(len(token_ids))
+        return super().prefill(slot, token_ids, start)
 
     def decode(self, slots: Any, token_ids: Any, positions: Any) -> NDArray[np.float32]:
         self.widths.append(len(slots))
@@ -59,6 +65,8 @@ class Asked:
     """Hold one sequence and what it was told."""
 
     def __init__(self, job_id: str, prompt: list[int] | None = None, deadline_s: float = 60.0, **params: Any) -> None:
+        choice = params.pop("choice", 0)
+        stop = params.pop("stop", ())
         self.outputs: list[Output] = []
         self.done = threading.Event()
         chosen = Params(**{"max_tokens": 5, "temperature": 0.0} | params)
@@ -68,8 +76,9 @@ class Asked:
             params=chosen,
             priority=0,
             deadline_s=time.time() + deadline_s,
-            detokenizer=Detokenizer(TOKENIZER, chosen.stop),
+            detokenizer=Detokenizer(TOKENIZER, stop),
             on_output=self._take,
+            rng=make_rng(chosen.seed, choice),
         )
 
     def _take(self, output: Output) -> None:
@@ -208,3 +217,58 @@ def test_equal_seeds_give_equal_texts_in_any_company() -> None:
     assert again.text == alone.text == (crowd[7].wait() and crowd[7].text)
     assert len({each.wait() and each.text for each in crowd}) == 15
     engine.stop()
+
+
+def ask_choices(job_id: str, count: int, **params: Any) -> list[Asked]:
+    asked = [Asked(job_id, choice=choice, **params) for choice in range(count)]
+    asked[0].sequence.add_forks(each.sequence for each in asked[1:])
+    return asked
+
+
+def test_choices_share_one_prefill_and_draw_apart() -> None:
+    runner = FlatRunner()
+    engine = Engine(runner, (), chunk_tokens=4)
+    engine.start()
+    options: dict[str, Any] = {"prompt": list(range(10, 20)), "temperature": 1.0, "seed": 3, "max_tokens": 9}
+    lone = Asked("lone", **options)
+    submit(engine, lone)
+    lone.wait()
+    before = len(runner.prefills)
+    choices = ask_choices("many", 5, **options)
+    submit(engine, choices[0])
+    assert {each.wait().end for each in choices} == {"length"}
+    assert len(runner.prefills) - before == 3, "ten tokens in chunks of four, once"
+    assert choices[0].text == lone.text
+    assert len({each.text for each in choices}) == 5
+    assert sorted(runner.released) == sorted([0, *range(5)])
+    engine.stop()
+
+
+def test_choices_end_together_when_their_job_is_aborted(engine: Engine, runner: WatchedRunner) -> None:
+    running, waiting = ask_choices("running", 10, max_tokens=190), ask_choices("waiting", 10, max_tokens=190)
+    submit(engine, running[0], waiting[0])
+    while not all(each.outputs for each in running):
+        time.sleep(0.001)
+    for job_id in ("running", "waiting"):
+        assert engine.abort(job_id, "cancelled")
+    assert {each.wait().end for each in running + waiting} == {"cancelled"}
+    assert len(runner.released) == 10
+
+
+def test_more_choices_than_slots_are_refused(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="at most 16 choices"):
+        submit(engine, ask_choices("many", 17)[0])
+
+
+def test_logprobs_come_with_their_text_and_never_past_a_stop(engine: Engine) -> None:
+    asked = Asked("told", max_tokens=50, stop=("<13><14>",), top_logprobs=1)
+    submit(engine, asked)
+    asked.wait()
+    told = [logprob.token_id for output in asked.outputs for logprob in output.logprobs]
+    assert (asked.text, told) == ("<10><11><12>", [10, 11, 12])
+    for output in asked.outputs[:-1]:
+        assert output.text == "".join(f"<{logprob.token_id}>" for logprob in output.logprobs)
+    held = Asked("held", max_tokens=4, stop=("<13><99>",), top_logprobs=0)
+    submit(engine, held)
+    held.wait()
+    assert [logprob.token_id for output in held.outputs for logprob in output.logprobs] == [10, 11, 12, 13]

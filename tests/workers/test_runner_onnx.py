@@ -133,6 +133,18 @@ def test_released_slot_leaves_no_trace(runner: OnnxRunner, tiny_dir: Path) -> No
     assert np.array_equal(runner.decode([1], np.array([7]), np.array([3]))[0], expected[1])
 
 
+def test_a_fork_goes_on_as_its_source_would(runner: OnnxRunner) -> None:
+    prompt = prompts_of(4)[1]
+    first = int(runner.prefill(2, prompt, 0).argmax())
+    runner.fork(2, 0)
+    with pytest.raises(ValueError, match="cannot be copied"):
+        runner.fork(2, 0)
+    at = np.array([len(prompt)])
+    ahead = runner.decode([2], np.array([first]), at).copy()
+    runner.release(2)
+    assert np.array_equal(runner.decode([0], np.array([first]), at), ahead)
+
+
 def test_any_order_of_arrivals_and_departures(tiny_dir: Path) -> None:
     """Play 300 random steps of a busy engine; each sequence's logits equal those of a runner of its own."""
     dice = random.Random(3)

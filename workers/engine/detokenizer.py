@@ -7,13 +7,19 @@ from tokenizers.decoders import DecodeStream
 class Detokenizer:
     """Hold the text of one sequence that cannot be shown yet."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), keep_control_tokens: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = DecodeStream(skip_special_tokens=not keep_control_tokens)
         self._stop = stop
         self._held = ""
+        self.shown_chars = 0
         self.stopped = False
         """A stop string was found; nothing more comes."""
+
+    @property
+    def chars(self) -> int:
+        """How long the text is so far, what is held back included."""
+        return self.shown_chars + len(self._held)
 
     def add(self, token_id: int) -> str:
         """Take one token and return the text that is safe to show, perhaps none."""
@@ -23,16 +29,20 @@ class Detokenizer:
         places = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
         if places:
             self.stopped = True
-            shown, self._held = self._held[: min(places)], ""
-            return shown
+            return self._show(min(places))
         keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return shown
+        return self._show(len(self._held) - keep)
 
     def flush(self) -> str:
         """Return what was held back for a stop string that did not come."""
-        shown, self._held = self._held, ""
-        return "" if self.stopped else shown
+        return "" if self.stopped else self._show(len(self._held))
+
+    def _show(self, count: int) -> str:
+        shown, self._held = self._held[:count], self._held[count:]
+        if self.stopped:
+            self._held = ""
+        self.shown_chars += len(shown)
+        return shown
 
 
 def _overlap(text: str, stop: str) -> int:

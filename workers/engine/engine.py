@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.engine.runner import Runner
-from workers.engine.sampler import sample
+from workers.engine.sampler import Chosen, choose
 from workers.engine.scheduler import Scheduler
-from workers.engine.sequence import EndReason, Output, Sequence
+from workers.engine.sequence import EndReason, Logprob, Output, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Engine:
         self._arrived: deque[Sequence] = deque()
         self._wake = threading.Event()
         self._stopping = False
-        self._known: dict[str, Sequence] = {}
+        self._known: dict[str, list[Sequence]] = {}
         self._lock = threading.Lock()
         self.failure: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -64,7 +64,11 @@ class Engine:
         return len(self._scheduler.running), self._scheduler.waiting + len(self._arrived)
 
     def submit(self, sequence: Sequence) -> None:
-        """Take a sequence. Its ``on_output`` is called until an output has an end. Raises: ValueError, RuntimeError."""
+        """Take a sequence and its forks. Their ``on_output`` is called until an output has an end. Raises: ValueError, RuntimeError."""
+        if len(sequence.forks) >= self.runner.slots:
+            raise ValueError(
+                f"at most {self.runner.slots} choices are made at once; {len(sequence.forks) + 1} were asked"
+            )
         if not sequence.prompt or len(sequence.prompt) >= self.runner.context_tokens:
             raise ValueError(
                 f"a prompt is 1 to {self.runner.context_tokens - 1} tokens; this is {len(sequence.prompt)}"
@@ -74,19 +78,18 @@ class Engine:
         with self._lock:
             if self._stopping or self.failure is not None:
                 raise RuntimeError("the engine has stopped")
-            self._known[sequence.job_id] = sequence
+            self._known[sequence.job_id] = [sequence, *sequence.forks]
             self._arrived.append(sequence)
         self._wake.set()
 
     def abort(self, job_id: str, reason: EndReason, message: str | None = None) -> bool:
-        """End a sequence at the next step. False when it is not here."""
+        """End all sequences of a job at the next step. False when none is here."""
         with self._lock:
-            sequence = self._known.get(job_id)
-            if sequence is None or sequence.abort_reason is not None:
-                return False
-            sequence.abort_message, sequence.abort_reason = message, reason
+            found = [s for s in self._known.get(job_id, ()) if s.abort_reason is None]
+            for sequence in found:
+                sequence.abort_message, sequence.abort_reason = message, reason
         self._wake.set()
-        return True
+        return bool(found)
 
     def _run(self) -> None:
         try:
@@ -100,7 +103,7 @@ class Engine:
         finally:
             with self._lock:
                 self._stopping = True
-                left = [*self._scheduler.list_all(), *self._arrived]
+                left = [s for sequences in self._known.values() for s in sequences]
             for sequence in left:
                 self._end(sequence, "error", error="the worker stopped")
 
@@ -110,10 +113,11 @@ class Engine:
         while self._arrived:
             self._scheduler.add(self._arrived.popleft())
         for sequence in self._scheduler.list_due():
-            if sequence.abort_reason is not None:
-                self._end(sequence, sequence.abort_reason, error=sequence.abort_message)
-            else:
-                self._end(sequence, "deadline", error="the request's deadline passed")
+            for each in (sequence, *sequence.forks):
+                if each.abort_reason is not None:
+                    self._end(each, each.abort_reason, error=each.abort_message)
+                else:
+                    self._end(each, "deadline", error="the request's deadline passed")
         self._scheduler.admit()
         decoding = self._scheduler.list_decoding()
         prefilled = self._prefill()
@@ -132,11 +136,20 @@ class Engine:
             logits = self.runner.prefill(sequence.slot, np.array(chunk, np.int64), sequence.prefilled)
             sequence.prefilled += len(chunk)
             if sequence.is_prefilled:
-                self._take(sequence, logits)
+                self._begin(sequence, logits)
         except Exception as error:
             log.exception("prefill failed", extra={"job_id": sequence.job_id})
-            self._end(sequence, "error", error=f"the model could not compute this request ({type(error).__name__})")
+            for each in (sequence, *sequence.forks):
+                self._end(each, "error", error=f"the model could not compute this request ({type(error).__name__})")
         return len(chunk)
+
+    def _begin(self, leader: Sequence, logits: NDArray[np.float32]) -> None:
+        """Choose the first token of a request's choices."""
+        sequences = [leader, *(fork for fork in leader.forks if not fork.ended)]
+        for fork in sequences[1:]:
+            self.runner.fork(leader.slot, fork.slot)
+            fork.prefilled, fork.cached = leader.prefilled, leader.cached
+        self._take(sequences, np.tile(logits, (len(sequences), 1)))
 
     def _decode(self, sequences: list[Sequence]) -> None:
         if not sequences:
@@ -157,23 +170,34 @@ class Engine:
             log.exception("decode failed", extra={"job_id": sequences[0].job_id})
             self._end(sequences[0], "error", error=f"the model could not go on ({type(error).__name__})")
             return
-        for row, sequence in enumerate(sequences):
+        self._take(sequences, logits)
+
+    def _take(self, sequences: list[Sequence], logits: NDArray[np.float32]) -> None:
+        """Choose a token for each, and tell what came of it."""
+        for sequence, chosen in zip(sequences, choose(logits, sequences), strict=True):
             try:
-                self._take(sequence, logits[row])
+                self._go_on(sequence, chosen)
             except Exception as error:
-                log.exception("sampling failed", extra={"job_id": sequence.job_id})
+                log.exception("a token could not be taken", extra={"job_id": sequence.job_id})
                 self._end(sequence, "error", error=f"the model could not go on ({type(error).__name__})")
 
-    def _take(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
-        """Choose a token, and tell what came of it."""
-        params = sequence.params
-        token_id = sample(logits, params.temperature, params.top_p, sequence.rng)
-        sequence.tokens.append(token_id)
+    def _go_on(self, sequence: Sequence, chosen: Chosen) -> None:
+        """Take one token: the sequence ends, or goes on with perhaps some text to tell."""
+        if chosen.error is not None:
+            self._end(sequence, "error", error=chosen.error)
+            return
+        params, detokenizer, token_id = sequence.params, sequence.detokenizer, chosen.token_id
+        sequence.append(token_id)
         if token_id in self._eos:
             self._end(sequence, "stop")
             return
-        text = sequence.detokenizer.add(token_id)
-        if sequence.detokenizer.stopped:
+        if sequence.matcher is not None and not sequence.matcher.take(token_id):
+            self._end(sequence, "error", error="the grammar could not follow the answer")
+            return
+        if chosen.logprob is not None:
+            sequence.unshown.append((detokenizer.chars, chosen.logprob))
+        text = detokenizer.add(token_id)
+        if detokenizer.stopped:
             self._end(sequence, "stop", text=text)
         elif len(sequence.tokens) >= params.max_tokens or sequence.position + 1 >= self.runner.context_tokens:
             self._end(sequence, "length", text=text)
@@ -185,7 +209,11 @@ class Engine:
             return
         sequence.ended = True
         with self._lock:
-            self._known.pop(sequence.job_id, None)
+            left = [other for other in self._known.get(sequence.job_id, ()) if other is not sequence]
+            if left:
+                self._known[sequence.job_id] = left
+            else:
+                self._known.pop(sequence.job_id, None)
         slot = self._scheduler.remove(sequence)
         if slot >= 0:
             self.runner.release(slot)
@@ -197,6 +225,8 @@ class Engine:
             text=text,
             prompt_tokens=sequence.prefilled,
             completion_tokens=len(sequence.tokens),
+            cached_tokens=sequence.cached,
+            logprobs=_take_shown(sequence, whole=end is not None and not sequence.detokenizer.stopped),
             end=end,
             error=error,
         )
@@ -204,3 +234,12 @@ class Engine:
             sequence.on_output(output)
         except Exception:
             log.exception("an output could not be handed on", extra={"job_id": sequence.job_id})
+
+
+def _take_shown(sequence: Sequence, *, whole: bool) -> tuple[Logprob, ...]:
+    """Take the logprobs of tokens whose text is shown by now, or all of them."""
+    shown_chars = sequence.detokenizer.shown_chars
+    count = sum(whole or start < shown_chars for start, _ in sequence.unshown)
+    taken = tuple(logprob for _, logprob in sequence.unshown[:count])
+    del sequence.unshown[:count]
+    return taken

@@ -28,6 +28,9 @@ class FakeRunner:
         time.sleep(self._step_s)
         return self._logits([int(token_id) for token_id in token_ids], [int(p) + 1 for p in positions])
 
+    def fork(self, source: int, target: int) -> None:
+        """Hold nothing, copy nothing."""
+
     def release(self, slot: int) -> None:
         """Hold nothing, give nothing back."""
 

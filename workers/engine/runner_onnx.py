@@ -108,6 +108,15 @@ class OnnxRunner:
         logits: NDArray[np.float32] = self._logits[:count] if in_order else self._logits[order]
         return logits
 
+    def fork(self, source: int, target: int) -> None:
+        """Copy the keys and values of ``source`` to ``target``, which must hold nothing. Raises: ValueError."""
+        tokens = self._rows.length(source)
+        if not 0 <= target < self.slots or self._rows.length(target) or not tokens:
+            raise ValueError(f"slot {source} holds {tokens} tokens and cannot be copied to slot {target}")
+        row = self._rows.take(target)
+        self._kv.move(self._rows.row(source), row, tokens)
+        self._rows.set_length(target, tokens)
+
     def release(self, slot: int) -> None:
         """Forget a sequence. Releasing an empty slot does nothing."""
         row = self._rows.drop(slot)

@@ -30,21 +30,22 @@ class Scheduler:
         heapq.heappush(self._waiting, (urgency, next(self._order), sequence))
 
     def admit(self) -> None:
-        """Move waiting sequences into free slots."""
-        while self._waiting and len(self._slots):
-            sequence = heapq.heappop(self._waiting)[2]
-            sequence.slot = self._slots.take()
-            self.running.append(sequence)
+        """Move waiting sequences into free slots, each together with its forks."""
+        while self._waiting and len(self._slots) > len(self._waiting[0][2].forks):
+            leader = heapq.heappop(self._waiting)[2]
+            for sequence in (leader, *leader.forks):
+                sequence.slot = self._slots.take()
+                self.running.append(sequence)
 
     def next_prefill(self) -> Sequence | None:
         """Return the running sequence whose prompt is to be computed next, the longest there first."""
-        return next((sequence for sequence in self.running if not sequence.is_prefilled), None)
+        return next((s for s in self.running if not s.is_prefilled and not s.is_fork), None)
 
     def list_decoding(self) -> list[Sequence]:
         return sorted((s for s in self.running if s.is_prefilled and s.tokens), key=lambda s: s.slot)
 
     def remove(self, sequence: Sequence) -> int:
-        """Take a sequence out and return the slot it held, or -1."""
+        """Take a sequence out and return the slot it held, or -1. The forks of one that waits go with it."""
         if sequence.slot >= 0:
             self.running.remove(sequence)
             slot, sequence.slot = sequence.slot, -1

@@ -110,3 +110,52 @@ async def test_embeddings_come_in_the_order_of_their_inputs(cast: Cast) -> None:
     assert len(many["data"]) == 800
     again = await embed(["text 700"]).read_json()
     assert many["data"][700]["embedding"] == again["data"][0]["embedding"]
+
+
+async def test_choices_share_a_prompt_and_are_charged_exactly(cast: Cast, redis_url: str) -> None:
+    alone = await ask(cast, max_tokens=7).read_json()
+    answer = await ask(cast, n=3, max_tokens=7).read_json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    texts = {choice["message"]["content"] for choice in answer["choices"]}
+    assert texts == {alone["choices"][0]["message"]["content"]}
+    assert answer["usage"]["prompt_tokens"] == alone["usage"]["prompt_tokens"]
+    assert answer["usage"]["completion_tokens"] == 21
+    end = (await find_finished(redis_url, 2))[-1]
+    assert end.completion_tokens == 21
+    rates = end.billing.prompt_nanousd_per_token, end.billing.completion_nanousd_per_token
+    assert end.billing.hold_nanousd == end.prompt_tokens * rates[0] + 21 * rates[1]
+
+
+async def test_choices_are_streamed_side_by_side(cast: Cast) -> None:
+    *chunks, done = read_events(await ask(cast, n=2, stream=True, max_tokens=4).read())
+    assert done == "DONE"
+    for index in (0, 1):
+        own = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == index]
+        assert own[0]["delta"]["role"] == "assistant"
+        assert [piece["finish_reason"] for piece in own] == [None] * (len(own) - 1) + ["length"]
+        assert any(piece["delta"].get("content") for piece in own)
+
+
+async def test_logprobs_have_openais_shape(cast: Cast) -> None:
+    whole = await ask(cast, logprobs=True, top_logprobs=2, max_tokens=4).read_json()
+    choice = whole["choices"][0]
+    told = choice["logprobs"]["content"]
+    assert len(told) == 4
+    text = b"".join(bytes(entry["bytes"]) for entry in told).decode(errors="replace")
+    assert text.startswith(choice["message"]["content"].rstrip("\ufffd"))
+    for entry in told:
+        assert entry["logprob"] <= 0 and len(entry["top_logprobs"]) == 2
+        assert entry["top_logprobs"][0]["bytes"] == entry["bytes"], "greedy takes the likeliest"
+    *chunks, _ = read_events(await ask(cast, logprobs=True, stream=True, max_tokens=4).read())
+    streamed = [e for c in chunks if (found := c["choices"][0]["logprobs"]) for e in found["content"]]
+    assert [entry["bytes"] for entry in streamed] == [entry["bytes"] for entry in told]
+    assert all(entry["top_logprobs"] == [] for entry in streamed)
+    assert (await ask(cast).read_json())["choices"][0]["logprobs"] is None
+
+
+async def test_a_bias_forbids_a_token(cast: Cast) -> None:
+    """The fake runner always says token 1000 first; without it the likeliest left is token 0, which ends the answer."""
+    plain = (await ask(cast, max_tokens=1).read_json())["choices"][0]
+    biased = (await ask(cast, max_tokens=1, logit_bias={"1000": -100}).read_json())["choices"][0]
+    assert (plain["finish_reason"], biased["finish_reason"]) == ("length", "stop")
+    assert plain["message"]["content"] and not biased["message"]["content"]
