@@ -4,6 +4,9 @@ from apps.gateway.chat_completions import answer_chat
 from apps.gateway.chat_schema import ChatBody
 from apps.gateway.embeddings import EmbeddingBody, answer_embeddings
 from apps.gateway.model_list import answer_model, answer_models, refuse_model_deletion
+from apps.gateway.responses.creation import answer_creation
+from apps.gateway.responses.schema import ResponseBody
+from apps.gateway.responses.stored import answer_cancellation, answer_deletion, answer_input_items, answer_stored
 from apps.gateway.routes import Route, Router
 from apps.gateway.text_completions import answer_text
 from apps.gateway.text_schema import TextBody
@@ -36,6 +39,43 @@ ROUTER = Router(
             tag="Embeddings",
             summary="Turn texts into vectors",
             request=EmbeddingBody,
+        ),
+        Route(
+            method="POST",
+            path="/v1/responses",
+            answer=answer_creation,
+            body="json",
+            tag="Responses",
+            summary="Make a response, and keep it to go on from",
+            request=ResponseBody,
+        ),
+        Route(
+            method="GET",
+            path="/v1/responses/{response_id}",
+            answer=answer_stored,
+            tag="Responses",
+            summary="Fetch a stored response",
+        ),
+        Route(
+            method="DELETE",
+            path="/v1/responses/{response_id}",
+            answer=answer_deletion,
+            tag="Responses",
+            summary="Delete a stored response",
+        ),
+        Route(
+            method="POST",
+            path="/v1/responses/{response_id}/cancel",
+            answer=answer_cancellation,
+            tag="Responses",
+            summary="Stop a background response",
+        ),
+        Route(
+            method="GET",
+            path="/v1/responses/{response_id}/input_items",
+            answer=answer_input_items,
+            tag="Responses",
+            summary="List what was said to a response",
         ),
         Route(
             method="GET", path="/v1/models", answer=answer_models, tag="Models", summary="List the models you may use"

@@ -2,8 +2,10 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -61,6 +63,53 @@ def convert(
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         raise _explain(error) from error
+
+
+def read_query(
+    query_string: bytes, *, known: Sequence[str] = (), defaults_only: Mapping[str, tuple[str, ...]] | None = None
+) -> dict[str, str]:
+    """Read a query's parameters, each given once. Raises: AiscaleError, which names one that is not honoured."""
+    served = defaults_only or {}
+    found: dict[str, str] = {}
+    for name, value in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True):
+        _check_text(value, name)
+        if name in known:
+            found[name] = value
+        elif name in served:
+            if value not in served[name]:
+                raise AiscaleError(
+                    Code.UNSUPPORTED_PARAMETER,
+                    f"The parameter {name!r} is not supported by this service. Leave it out.",
+                    param=name,
+                )
+        else:
+            raise AiscaleError(
+                Code.INVALID_REQUEST, f"Unrecognized request argument supplied: {name[:100]}.", param=name[:100]
+            )
+    return found
+
+
+@contextmanager
+def within(path: str) -> Iterator[None]:
+    """Name errors of a part of the body by its place in it."""
+    try:
+        yield
+    except AiscaleError as error:
+        error.param = f"{path}.{error.param}" if error.param else path
+        error.message = f"{path}: {error.message}"
+        raise
+
+
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors speak of a dialect's own parameters: each name of ours is replaced by theirs."""
+    try:
+        yield
+    except AiscaleError as error:
+        for ours, theirs in names.items():
+            error.message = re.sub(rf"\b{ours}\b", theirs, error.message)
+        error.param = names.get(error.param, error.param) if error.param else None
+        raise
 
 
 def check_range(name: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:

@@ -4,6 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import TypeVar
 
+from aiscale.wire.events import Delta, Finished
+from apps.inference.completions import Run
+from apps.inference.endings import make_failure
+
 T = TypeVar("T")
 
 KEEP_ALIVE_S = 15.0
@@ -49,3 +53,21 @@ async def merge(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[int,
     finally:
         for future in waiting:
             future.cancel()
+
+
+async def read_whole(run: Run) -> tuple[str, Finished]:
+    """Listen to the end; return the text and how it ended. Raises: AiscaleError for any end but a good one."""
+    text: list[str] = []
+    async for event in run.events():
+        if isinstance(event, Delta):
+            text.append(event.text)
+        elif isinstance(event, Finished):
+            check_end(run, event)
+            return "".join(text), event
+    raise AssertionError("a run ended without its last event")
+
+
+def check_end(run: Run, event: Finished) -> None:
+    """Raise: AiscaleError for any end but a good one."""
+    if event.finish_reason not in ("stop", "length"):
+        raise make_failure(event, run.headers)

@@ -10,11 +10,10 @@ from aiscale.wire.events import Delta, Event, Finished
 from apps.accounts.callers import Caller
 from apps.gateway.chat_schema import read_stop
 from apps.gateway.exchange import Exchange
-from apps.gateway.streaming import COMMENT, merge, with_silences
+from apps.gateway.streaming import COMMENT, check_end, merge, read_whole, with_silences
 from apps.gateway.text_schema import TextBody, read_text
 from apps.inference import catalog, completions, prompts
 from apps.inference.completions import CompletionRequest, Run
-from apps.inference.endings import make_failure
 
 BUSY = (Code.TOO_MANY_IN_FLIGHT, Code.QUEUE_FULL)
 """Refusals that the end of one of the request's own jobs may lift."""
@@ -91,19 +90,7 @@ async def _start(
 
 
 async def _read(run: Run) -> tuple[Run, str, Finished]:
-    text: list[str] = []
-    async for event in run.events():
-        if isinstance(event, Delta):
-            text.append(event.text)
-        elif isinstance(event, Finished):
-            _check(run, event)
-            return run, "".join(text), event
-    raise AssertionError("a run ended without its last event")
-
-
-def _check(run: Run, event: Finished) -> None:
-    if event.finish_reason not in ("stop", "length"):
-        raise make_failure(event, run.headers)
+    return run, *await read_whole(run)
 
 
 async def _answer_whole(exchange: Exchange, answers: list[tuple[Run, str, Finished]], echoes: list[str]) -> None:
@@ -123,7 +110,7 @@ async def _stream(exchange: Exchange, text: TextBody, runs: list[Run], echoes: l
     async for item in with_silences(events):
         index, event = item if item is not None else (0, None)
         if isinstance(event, Finished):
-            _check(runs[index], event)
+            check_end(runs[index], event)
             ends.append(event)
         if not exchange.started:
             if event is not None and not isinstance(event, Delta | Finished):

@@ -113,6 +113,19 @@ async def follow(job_id: str, keep_waiting_s: float = 900.0) -> AsyncIterator[Ev
     raise lost(job_id)
 
 
+async def find_ending(job_id: str) -> Finished | None:
+    """Return the last event of a job with ``keep_log``; None while it goes on, or when its log is gone.
+
+    I/O: one Redis trip. Raises: redis.exceptions.RedisError, OSError.
+    """
+    client: Any = redis_clients.get_async()
+    for _, fields in await client.xrevrange(keys.job_log(job_id), count=1):
+        for _, data in sorted(((int(number), data) for number, data in fields.items()), reverse=True):
+            event = codec.decode_event(data)
+            return event if isinstance(event, Finished) else None
+    return None
+
+
 async def find_state(job_id: str) -> str | None:
     """Return a job's state (queued, running, done), or None when there is no record of it. I/O: one Redis trip."""
     client: Any = redis_clients.get_async()

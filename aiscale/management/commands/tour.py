@@ -13,6 +13,7 @@ ORDER = (
     "apps.spend",
     "apps.inference",
     "apps.gateway",
+    "apps.gateway.responses",
     "apps.chat",
     "workers",
     "workers.artifacts",

@@ -1,0 +1,151 @@
+"""Say what a body of ``POST /v1/responses`` may hold."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from aiscale.errors import AiscaleError, Code
+from apps.gateway import parameters
+from apps.gateway.chat_schema import MAX_MESSAGES
+from apps.inference.prompts import ChatMessage
+
+MAX_METADATA, MAX_METADATA_NAME, MAX_METADATA_VALUE = 16, 64, 512
+
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+HARMLESS = frozenset(
+    {
+        "include",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "user",
+    }
+)
+"""They change nothing in an answer: labels, hints, and extras of kinds of output that are not made here."""
+
+DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
+    "context_management": ([],),
+    "conversation": (),
+    "max_tool_calls": (),
+    "prompt": (),
+    "reasoning": ({},),
+    "text": ({}, {"format": {"type": "text"}}, {"format": {"type": "text"}, "verbosity": "medium"}),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+}
+
+_ITEM_DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {"phase": ()}
+_ITEM_HARMLESS = frozenset({"id", "status"})
+_TEXT_PARTS = ("input_text", "output_text", "text")
+
+
+class StreamOptions(msgspec.Struct, kw_only=True):
+    include_obfuscation: bool = False
+
+
+class Item(msgspec.Struct, kw_only=True):
+    """One message of the input."""
+
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[dict[str, Any]]
+    type: Literal["message"] = "message"
+
+
+class ResponseBody(msgspec.Struct, kw_only=True):
+    """The parameters that are honoured."""
+
+    model: str
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    metadata: dict[str, str] = {}
+    store: bool = True
+    background: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+
+def read_response(body: bytes) -> tuple[ResponseBody, list[ChatMessage]]:
+    """Type and check a body; return it with the messages of its input. Raises: AiscaleError with ``param``."""
+    wanted = parameters.convert(
+        parameters.read_object(body), ResponseBody, harmless=HARMLESS, defaults_only=DEFAULTS_ONLY
+    )
+    parameters.check_range("temperature", wanted.temperature, 0, 2)
+    parameters.check_range("top_p", wanted.top_p, 0, 1, open_low=True)
+    if wanted.max_output_tokens is not None and wanted.max_output_tokens < 1:
+        message = f"max_output_tokens is {wanted.max_output_tokens}; it must be at least 1."
+        raise AiscaleError(Code.INVALID_REQUEST, message, param="max_output_tokens")
+    if wanted.stream_options is not None and not wanted.stream:
+        raise AiscaleError(
+            Code.INVALID_REQUEST, "stream_options is only allowed when stream is true.", param="stream_options"
+        )
+    if wanted.background and not wanted.store:
+        message = "background needs store: the answer is fetched later. Leave store out."
+        raise AiscaleError(Code.INVALID_REQUEST, message, param="store")
+    if wanted.background and wanted.stream:
+        message = "A background response cannot be streamed. Fetch it with GET /v1/responses/{id}."
+        raise AiscaleError(Code.UNSUPPORTED_PARAMETER, message, param="stream")
+    check_metadata(wanted.metadata)
+    return wanted, read_items(wanted.input)
+
+
+def check_metadata(metadata: dict[str, str]) -> None:
+    """Raise: AiscaleError (INVALID_REQUEST) for more than OpenAI's clients may send."""
+    fits = len(metadata) <= MAX_METADATA and all(
+        len(name) <= MAX_METADATA_NAME and len(value) <= MAX_METADATA_VALUE for name, value in metadata.items()
+    )
+    if not fits:
+        raise AiscaleError(
+            Code.INVALID_REQUEST,
+            f"metadata may hold {MAX_METADATA} entries, with names of up to {MAX_METADATA_NAME} and values of up to "
+            f"{MAX_METADATA_VALUE} characters.",
+            param="metadata",
+        )
+
+
+def read_items(value: str | list[dict[str, Any]]) -> list[ChatMessage]:
+    """Turn the input into messages. Raises: AiscaleError."""
+    if isinstance(value, str):
+        return [ChatMessage(role="user", content=value)]
+    if not 1 <= len(value) <= MAX_MESSAGES:
+        raise AiscaleError(
+            Code.INVALID_REQUEST, f"input holds {len(value)} items; send 1 to {MAX_MESSAGES}.", param="input"
+        )
+    return [_read_item(item, f"input[{index}]") for index, item in enumerate(value)]
+
+
+def _read_item(value: dict[str, Any], path: str) -> ChatMessage:
+    kind = value.get("type", "message")
+    if kind != "message":
+        raise AiscaleError(
+            Code.UNSUPPORTED_PARAMETER,
+            f"Items of the type {str(kind)[:40]!r} are not supported: {path} must be a message.",
+            param=f"{path}.type",
+        )
+    with parameters.within(path):
+        item = parameters.convert(value, Item, harmless=_ITEM_HARMLESS, defaults_only=_ITEM_DEFAULTS_ONLY)
+    return ChatMessage(role=_ROLES[item.role], content=_read_content(item.content, f"{path}.content"))
+
+
+def _read_content(content: str | list[dict[str, Any]], path: str) -> str:
+    if isinstance(content, str):
+        return content
+    texts = []
+    for index, part in enumerate(content):
+        text = part.get("text")
+        if part.get("type") not in _TEXT_PARTS or not isinstance(text, str):
+            raise AiscaleError(
+                Code.INVALID_REQUEST,
+                f'{path}[{index}] is not supported: the parts must be {{"type": "input_text", "text": "..."}}.',
+                param=f"{path}[{index}]",
+            )
+        texts.append(text)
+    return "".join(texts)

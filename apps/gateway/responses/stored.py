@@ -1,0 +1,84 @@
+"""Answer for responses that are stored: find, list what was said, cancel, delete."""
+
+import asyncio
+
+from aiscale.errors import AiscaleError, Code
+from apps.accounts.callers import Caller, on_thread
+from apps.gateway.exchange import Exchange
+from apps.gateway.models import StoredResponse
+from apps.gateway.parameters import read_query
+from apps.gateway.responses import storage, upkeep
+from apps.inference import queue
+
+CANCEL_TRIES, CANCEL_PAUSE_S = 50, 0.1
+
+
+async def answer_stored(exchange: Exchange, caller: Caller, body: bytes) -> None:
+    """Return one response as it is now. Raises: AiscaleError (NOT_FOUND)."""
+    read_query(exchange.query_string, defaults_only={"stream": ("false",), "include": (), "include[]": ()})
+    row = await _get(exchange, caller)
+    await exchange.send_json(200, row.response)
+
+
+async def answer_input_items(exchange: Exchange, caller: Caller, body: bytes) -> None:
+    """List what was said to a response, newest first as OpenAI does, or in its order. Raises: AiscaleError (NOT_FOUND)."""
+    query = read_query(exchange.query_string, known=("order", "limit"), defaults_only={"include": (), "after": ()})
+    row = await _get(exchange, caller)
+    items = [
+        {
+            "id": f"msg_{row.public_id.partition('_')[2]}_{index}",
+            "type": "message",
+            "status": "completed",
+            "role": item["role"],
+            "content": [
+                {"type": "output_text", "text": item["content"], "annotations": []}
+                if item["role"] == "assistant"
+                else {"type": "input_text", "text": item["content"]}
+            ],
+        }
+        for index, item in enumerate(row.input_items)
+    ]
+    if query.get("order", "desc") == "desc":
+        items.reverse()
+    ends = {"first_id": items[0]["id"] if items else None, "last_id": items[-1]["id"] if items else None}
+    await exchange.send_json(200, {"object": "list", "data": items, **ends, "has_more": False})
+
+
+async def answer_cancellation(exchange: Exchange, caller: Caller, body: bytes) -> None:
+    """Stop a background response. What was made until then is kept, and charged. Raises: AiscaleError."""
+    row = await _get(exchange, caller)
+    if not row.is_background:
+        raise AiscaleError(
+            Code.INVALID_REQUEST,
+            "Only a response that was created with background can be cancelled. Close the connection of any other one.",
+            param="response_id",
+        )
+    if row.status == StoredResponse.Status.IN_PROGRESS:
+        await queue.cancel(row.job_id, "cancelled by its caller")
+        for _ in range(CANCEL_TRIES):
+            row = await _get(exchange, caller)
+            if row.status != StoredResponse.Status.IN_PROGRESS:
+                break
+            await asyncio.sleep(CANCEL_PAUSE_S)
+    await exchange.send_json(200, row.response)
+
+
+async def answer_deletion(exchange: Exchange, caller: Caller, body: bytes) -> None:
+    """Delete a response with all that it holds; one that is still made is stopped. Raises: AiscaleError (NOT_FOUND)."""
+    row = await _get(exchange, caller)
+    if row.status == StoredResponse.Status.IN_PROGRESS:
+        await queue.cancel(row.job_id, "deleted by its caller")
+    await on_thread(row.delete)
+    await exchange.send_json(200, {"id": row.public_id, "object": "response", "deleted": True})
+
+
+async def _get(exchange: Exchange, caller: Caller) -> StoredResponse:
+    """Return the response that the path names; should its web process have died, with the end that its job came to."""
+    response_id = exchange.path_values["response_id"]
+    row = await on_thread(lambda: storage.get(caller.organization_id, response_id))
+    if row.status == StoredResponse.Status.IN_PROGRESS:
+        ended = await upkeep.find_end(row)
+        if ended is not None:
+            await on_thread(lambda: storage.finish(ended))
+            row = await on_thread(lambda: storage.get(caller.organization_id, response_id))
+    return row

@@ -1,0 +1,195 @@
+"""The Responses API with a real worker: made, streamed, kept, gone on from, in the background, cancelled, deleted."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from aiscale.wire import keys
+from apps.accounts.callers import on_thread
+from apps.gateway.models import StoredResponse
+from apps.gateway.responses import upkeep
+from tests.apps.conftest import Cast
+from tests.apps.gateway.driver import Exchange, read_events
+
+pytestmark = pytest.mark.usefixtures("worker")
+CHAT = "smollm2-135m-instruct"
+
+
+def ask(cast: Cast, **changes: Any) -> Exchange:
+    value = {"model": CHAT, "input": "Hello", "max_output_tokens": 4, "temperature": 0} | changes
+    return Exchange("POST", "/v1/responses", key=cast.raw, value=value)
+
+
+async def fetch(cast: Cast, response_id: str, rest: str = "", method: str = "GET") -> tuple[int, Any]:
+    exchange = Exchange(method, f"/v1/responses/{response_id}{rest}", key=cast.raw)
+    value = await exchange.read_json()
+    return exchange.status, value
+
+
+async def test_a_response_is_made_kept_and_deleted(cast: Cast) -> None:
+    exchange = ask(cast, instructions="Be short.", metadata={"trip": "7"})
+    made = await exchange.read_json()
+    assert exchange.status == 200, made
+    assert (made["object"], made["status"]) == ("response", "incomplete")
+    assert made["incomplete_details"] == {"reason": "max_output_tokens"}
+    [message] = made["output"]
+    assert message["role"] == "assistant" and message["content"][0]["text"]
+    assert made["usage"]["output_tokens"] == 4 and made["usage"]["total_tokens"] == made["usage"]["input_tokens"] + 4
+    assert (made["instructions"], made["metadata"]) == ("Be short.", {"trip": "7"})
+    assert await fetch(cast, made["id"]) == (200, made)
+    _, items = await fetch(cast, made["id"], "/input_items")
+    assert [item["content"][0]["text"] for item in items["data"]] == ["Hello"]
+    assert await fetch(cast, made["id"], method="DELETE") == (
+        200,
+        {"id": made["id"], "object": "response", "deleted": True},
+    )
+    status, gone = await fetch(cast, made["id"])
+    assert (status, gone["error"]["code"]) == (404, "not_found")
+
+
+async def test_what_is_not_to_be_stored_is_not(cast: Cast) -> None:
+    made = await ask(cast, store=False).read_json()
+    assert (await fetch(cast, made["id"]))[0] == 404
+    assert await on_thread(StoredResponse.objects.count) == 0
+
+
+async def test_another_organizations_response_does_not_exist(cast: Cast) -> None:
+    made = await ask(cast).read_json()
+    stranger = await on_thread(lambda: Cast("bob@example.com"))
+    for method, rest in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")):
+        assert (await fetch(stranger, made["id"], rest, method))[0] == 404
+    answer = await ask(stranger, previous_response_id=made["id"]).read_json()
+    assert answer["error"]["param"] == "previous_response_id"
+    assert (await fetch(cast, made["id"]))[0] == 200
+
+
+async def test_the_events_of_a_stream(cast: Cast) -> None:
+    exchange = ask(cast, stream=True)
+    body = await exchange.read()
+    lines = [event.partition("\ndata: ") for event in body.decode().split("\n\n") if event]
+    events = read_events(b"\n\n".join(b"data: " + data.encode() for _, _, data in lines))
+    kinds = [event["type"] for event in events]
+    assert [head.removeprefix("event: ") for head, _, _ in lines] == kinds
+    assert kinds[:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+    assert kinds[-4:] == [
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.incomplete",
+    ]
+    assert set(kinds[4:-4]) == {"response.output_text.delta"}
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    text = "".join(event["delta"] for event in events[4:-4])
+    final = events[-1]["response"]
+    assert final["output"][0]["content"][0]["text"] == text == events[-4]["text"]
+    assert events[0]["response"]["status"] == "in_progress" and final["id"] == events[0]["response"]["id"]
+    assert await fetch(cast, final["id"]) == (200, final)
+
+
+async def test_a_conversation_goes_on(cast: Cast) -> None:
+    first = await ask(cast, input="One", instructions="Never repeated").read_json()
+    second = await ask(cast, input=[{"role": "user", "content": "Two"}], previous_response_id=first["id"]).read_json()
+    third = await ask(
+        cast,
+        input=[{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Three"}]}],
+        previous_response_id=second["id"],
+    ).read_json()
+    assert third["previous_response_id"] == second["id"]
+    said = lambda response: response["output"][0]["content"][0]["text"]  # noqa: E731
+    by_hand = await ask(
+        cast,
+        input=[
+            {"role": "user", "content": "One"},
+            {"role": "assistant", "content": said(first)},
+            {"role": "user", "content": "Two"},
+            {"role": "assistant", "content": [{"type": "output_text", "text": said(second)}]},
+            {"role": "user", "content": "Three"},
+        ],
+    ).read_json()
+    assert (said(third), third["usage"]) == (said(by_hand), by_hand["usage"])
+    await fetch(cast, first["id"], method="DELETE")
+    broken = await ask(cast, previous_response_id=third["id"]).read_json()
+    assert broken["error"]["code"] == "not_found"
+
+
+async def test_a_background_response_ends_by_itself_or_is_cancelled(cast: Cast) -> None:
+    made = await ask(cast, background=True).read_json()
+    assert made["status"] == "in_progress" and made["output"] == []
+    for _ in range(100):
+        _, now = await fetch(cast, made["id"])
+        if now["status"] != "in_progress":
+            break
+        await asyncio.sleep(0.1)
+    assert now["status"] == "incomplete" and now["usage"]["output_tokens"] == 4 and now["output"][0]["content"]
+    long = await ask(cast, background=True, max_output_tokens=3000).read_json()
+    await asyncio.sleep(0.5)
+    status, cancelled = await fetch(cast, long["id"], "/cancel", "POST")
+    assert (status, cancelled["status"]) == (200, "cancelled")
+    assert 0 < cancelled["usage"]["output_tokens"] < 3000
+    # again: nothing changes
+    assert await fetch(cast, long["id"], "/cancel", "POST") == (200, cancelled)
+    status, refused = await fetch(cast, (await ask(cast).read_json())["id"], "/cancel", "POST")
+    assert (status, refused["error"]["param"]) == (400, "response_id")
+
+
+async def test_a_response_whose_web_process_died_is_finished_from_its_jobs_log(cast: Cast, redis_url: str) -> None:
+    made = await ask(cast, background=True).read_json()
+    client = Redis.from_url(redis_url)
+    while not client.xlen(keys.FINISHED):
+        await asyncio.sleep(0.05)
+    await on_thread(lambda: StoredResponse.objects.update(created_at="2026-01-01T00:00:00Z"))
+    assert await on_thread(upkeep.finish_lost) == 1
+    row = await on_thread(lambda: StoredResponse.objects.get(public_id=made["id"]))
+    assert row.status == "incomplete" and row.response["usage"]["output_tokens"] == 4
+    # with its log gone nobody knows the answer any more, and it is said so
+    await on_thread(lambda: StoredResponse.objects.update(status="in_progress"))
+    client.flushall()
+    assert await on_thread(upkeep.finish_lost) == 1
+    row = await on_thread(lambda: StoredResponse.objects.get(public_id=made["id"]))
+    assert row.status == "failed" and row.response["error"]["code"] == "worker_lost"
+
+
+async def test_expired_responses_are_forgotten(cast: Cast) -> None:
+    made = await ask(cast).read_json()
+    await on_thread(lambda: StoredResponse.objects.update(expires_at="2026-01-01T00:00:00Z"))
+    assert (await fetch(cast, made["id"]))[0] == 404
+    assert await on_thread(upkeep.forget_expired) == 1
+
+
+BAD: list[tuple[dict[str, Any], str, str]] = [
+    ({"input": None}, "invalid_request", "input"),
+    ({"input": []}, "invalid_request", "input"),
+    ({"input": [{"type": "function_call_output"}]}, "unsupported_parameter", "input[0].type"),
+    ({"input": [{"role": "wizard", "content": "x"}]}, "invalid_request", "input[0].role"),
+    ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "invalid_request", "input[0].content[0]"),
+    ({"input": "word " * 5000}, "context_length_exceeded", "input"),
+    ({"max_output_tokens": 0}, "invalid_request", "max_output_tokens"),
+    ({"max_output_tokens": 5000}, "invalid_request", "max_output_tokens"),
+    ({"tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools"),
+    ({"text": {"format": {"type": "json_object"}}}, "unsupported_parameter", "text"),
+    ({"reasoning": {"effort": "high"}}, "unsupported_parameter", "reasoning"),
+    ({"truncation": "auto"}, "unsupported_parameter", "truncation"),
+    ({"conversation": "conv_1"}, "unsupported_parameter", "conversation"),
+    ({"background": True, "store": False}, "invalid_request", "store"),
+    ({"background": True, "stream": True}, "unsupported_parameter", "stream"),
+    ({"previous_response_id": "resp_nope"}, "not_found", "previous_response_id"),
+    ({"metadata": {"a": "b" * 600}}, "invalid_request", "metadata"),
+    ({"messages": []}, "invalid_request", "messages"),
+    ({"model": "all-minilm-l6-v2"}, "invalid_request", "model"),
+]
+
+
+@pytest.mark.parametrize(("changes", "code", "param"), BAD)
+async def test_bad_requests_are_refused_by_name(cast: Cast, changes: dict[str, Any], code: str, param: str) -> None:
+    exchange = ask(cast, **changes)
+    error = (await exchange.read_json())["error"]
+    assert (error["code"], error["param"]) == (code, param), error
+    assert exchange.status in (400, 404) and "max_tokens" not in error["message"]
+    assert await on_thread(StoredResponse.objects.count) == 0
