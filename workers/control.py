@@ -1,6 +1,6 @@
 """Keep this worker's leases alive, tell that it is here, and obey: cancel, kill.
 
-An order comes twice: at once by pub/sub, and within a second by reading what it left in Redis. So none is missed.
+An order comes twice: at once by pub/sub, and soon after by reading what it left in Redis. So none is missed.
 """
 
 import logging
@@ -11,12 +11,14 @@ from typing import Any
 import msgspec
 from redis.exceptions import RedisError
 
-from aiscale.wire import codec, keys
+from aiscale.wire import codec, keys, scopes
 from workers.config import WORKER_ID, get_redis
-from workers.publish import JobInHand
 from workers.serving import Serving
 
 log = logging.getLogger(__name__)
+
+READ_ORDERS_EVERY_S = 0.4
+"""A kill order whose message was missed is in force within this; all of it must be within a second."""
 
 
 def start_control(serving: Serving) -> None:
@@ -42,14 +44,13 @@ def _beat(serving: Serving) -> None:
 
 
 def beat_once(serving: Serving) -> None:
-    """Push leases ahead, write presence, and obey what is written down. I/O: two Redis trips. Raises: RedisError, OSError."""
+    """Push leases ahead, write presence, and obey what the jobs' records say. I/O: two Redis trips. Raises: RedisError, OSError."""
     client = get_redis()
     jobs = [in_hand for in_hand in list(serving.jobs.values()) if not in_hand.ended]
     pipeline: Any = client.pipeline(transaction=False)
-    pipeline.hgetall(keys.KILLED)
     for in_hand in jobs:
         pipeline.hmget(keys.job_record(in_hand.job.job_id), "worker", "cancelled", "state")
-    killed, *records = pipeline.execute()
+    records = pipeline.execute()
     pipeline = client.pipeline(transaction=False)
     lease_end_ms = time.time_ns() // 1_000_000 + keys.LEASE_MS
     for in_hand, (worker, cancelled, state) in zip(jobs, records, strict=True):
@@ -65,9 +66,6 @@ def beat_once(serving: Serving) -> None:
     if not serving.closing:
         pipeline.set(keys.worker_presence(WORKER_ID), _describe(serving), ex=keys.WORKER_PRESENCE_TTL_S)
     pipeline.execute()
-    for scope, reason in killed.items():
-        if scope.decode() != keys.KILLED_LOADED:
-            _kill(serving, scope.decode(), reason.decode())
 
 
 def _listen(serving: Serving) -> None:
@@ -76,13 +74,24 @@ def _listen(serving: Serving) -> None:
             client: Any = get_redis()
             with client.pubsub(ignore_subscribe_messages=True) as channel:
                 channel.subscribe(keys.CONTROL_CHANNEL)
+                read_at = 0.0
                 while True:
-                    message = channel.get_message(timeout=5.0)
+                    message = channel.get_message(timeout=READ_ORDERS_EVERY_S)
                     if message is not None:
                         obey(serving, message["data"])
+                    if time.monotonic() - read_at >= READ_ORDERS_EVERY_S:
+                        read_at = time.monotonic()
+                        read_orders(serving)
         except (RedisError, OSError) as error:
             log.warning("the listener waits for Redis: %s", error)
-            time.sleep(0.5)
+            time.sleep(0.2)
+
+
+def read_orders(serving: Serving) -> None:
+    """Learn what is stopped, and end what is in hand of it. I/O: one Redis trip. Raises: RedisError, OSError."""
+    fields: Any = get_redis().hgetall(keys.KILLED)
+    serving.orders = scopes.read_orders(fields, time.time_ns() // 1_000_000)
+    _end_stopped(serving)
 
 
 def obey(serving: Serving, data: bytes) -> None:
@@ -95,18 +104,18 @@ def obey(serving: Serving, data: bytes) -> None:
     if control.order == "cancel":
         serving.abort(control.job_id, "cancelled")
     elif control.order == "kill":
-        _kill(serving, control.scope, control.reason)
+        serving.orders = {**serving.orders, control.scope: scopes.Order(control.reason)}
+        _end_stopped(serving)
+    elif control.order == "release":
+        serving.orders = {scope: order for scope, order in serving.orders.items() if scope != control.scope}
 
 
-def _kill(serving: Serving, scope: str, reason: str) -> None:
+def _end_stopped(serving: Serving) -> None:
+    if not serving.orders:
+        return
     for in_hand in list(serving.jobs.values()):
-        if not in_hand.ended and _is_in(in_hand, scope):
-            serving.abort(in_hand.job.job_id, "killed", reason)
-
-
-def _is_in(in_hand: JobInHand, scope: str) -> bool:
-    job = in_hand.job
-    return scope in ("site", f"model:{job.model}", f"organization:{job.billing.organization_id}")
+        if not in_hand.ended and (order := serving.find_order(in_hand.job)) is not None:
+            serving.abort(in_hand.job.job_id, "killed", order.reason)
 
 
 def _describe(serving: Serving) -> bytes:

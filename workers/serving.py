@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from aiscale.observability import ENGINE_RUNNING, ENGINE_STEP_SECONDS, ENGINE_TOKENS, ENGINE_WAITING
+from aiscale.wire import scopes
 from aiscale.wire.jobs import EncodeJob, GenerateJob
 from aiscale.wire.manifest import TOKENIZER_FILE, Manifest
 from workers.config import ENV, list_served
@@ -38,6 +39,8 @@ class Serving:
         self.started_at_ms = time.time_ns() // 1_000_000
         self.closing = False
         self._vocabularies: dict[str, Vocabulary] = {}
+        self.orders: dict[str, scopes.Order] = {}
+        """What is stopped, by scope, as this worker has heard it."""
         self._engines: dict[str, Engine] = {}
         self._encoders: dict[str, EncoderThread] = {}
         for directory, manifest in list_served():
@@ -75,6 +78,11 @@ class Serving:
                 engine.abort(job_id, reason, message)
         elif in_hand.job.model in self._encoders:
             self._encoders[in_hand.job.model].abort(job_id, f"{reason}: {message or ''}")
+
+    def find_order(self, job: GenerateJob | EncodeJob) -> scopes.Order | None:
+        """Return the order that stops a job, if there is one. I/O: none."""
+        covering = scopes.list_scopes(job) + [f"provider:{name}" for name in self.providers]
+        return scopes.find_order(self.orders, covering, time.time_ns() // 1_000_000)
 
     def counts(self) -> tuple[int, int]:
         """Return (running, waiting) over all models."""

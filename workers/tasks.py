@@ -58,6 +58,10 @@ def _serve(serving: Serving, in_hand: JobInHand, cancelled: bool) -> None:
     if cancelled:
         serving.take(in_hand)
         serving.publisher.finish(in_hand, "cancelled")
+    elif (order := serving.find_order(in_hand.job)) is not None:
+        # it was admitted just before the order, or waited since before it
+        serving.take(in_hand)
+        serving.publisher.finish(in_hand, "killed", error=order.reason)
     elif in_hand.job.deadline_at_ms <= time.time() * 1000:
         serving.take(in_hand)
         serving.publisher.finish(in_hand, "deadline", error="the request's deadline passed while it waited")

@@ -90,9 +90,9 @@ Event = Started | Delta | Encoded | Finished
 class Control(msgspec.Struct, frozen=True, kw_only=True):
     """An order to every process, sent on ``keys.CONTROL_CHANNEL``.
 
-    ``cancel``: drop ``job_id``. ``kill``: end and refuse everything of ``scope`` (``site``, ``model:<slug>``,
-    ``organization:<id>``). ``release``: the scope works again. ``refresh``: the named Redis or in-process copy
-    (``scope`` = ``key:<digest>``, ``plan:<slug>``, ``catalog`` ...) is stale.
+    ``cancel``: drop ``job_id``. ``kill``: end and refuse everything of ``scope`` (see ``aiscale.wire.scopes``).
+    ``release``: the scope works again. ``refresh``: the named Redis or in-process copy (``scope`` = ``key:<digest>``,
+    ``plan:<slug>``, ``catalog`` ...) is stale.
     """
 
     order: Literal["cancel", "kill", "release", "refresh"]

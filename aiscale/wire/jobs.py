@@ -8,6 +8,8 @@ WIRE_VERSION = 2
 
 GENERATE_TASK = "aiscale.generate"
 ENCODE_TASK = "aiscale.encode"
+LOCAL_PROVIDER = "local"
+"""Who computes what our own workers compute; kill switches name providers."""
 
 
 class BillingTag(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +28,7 @@ class BillingTag(msgspec.Struct, frozen=True, kw_only=True):
     completion_nanousd_per_token: int
     hold_nanousd: int
     admitted_at_ms: int
+    provider: str = LOCAL_PROVIDER
 
 
 class Grammar(msgspec.Struct, frozen=True, kw_only=True):

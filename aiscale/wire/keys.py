@@ -60,7 +60,7 @@ CONTROL_CHANNEL = PREFIX + "control"
 """Pub/sub: encoded `Control`. Anyone may order; what must not be missed is also in a key (KILLED, the job's record)."""
 
 KILLED = PREFIX + "killed"
-"""Hash: scope (``site``, ``model:<slug>``, ``organization:<id>``) -> reason. Written by spend.killswitch alone; no TTL. The field
+"""Hash: scope -> order (see ``aiscale.wire.scopes``). Written by spend.killswitch alone; no TTL. The field
 `KILLED_LOADED` is always in it: without it the gate knows that the hash was lost, and lets nobody pass before it is rebuilt."""
 
 KILLED_LOADED = "loaded"

@@ -6,6 +6,9 @@ from importlib.resources import files
 from aiscale.wire import codec, keys
 from aiscale.wire.events import Finished
 
+BY_REAPER, FROM_QUEUE = "", "queue"
+"""Who may end a job besides its worker: the reaper, once its lease has passed; and whoever takes it out of the queue, while it waits."""
+
 
 @cache
 def read_script(name: str) -> str:
@@ -16,7 +19,7 @@ def read_script(name: str) -> str:
 def finish_arguments(
     event: Finished, *, reply_to: str, keep_log: bool, by: str
 ) -> tuple[list[str], list[str | int | bytes]]:
-    """Return KEYS and ARGV of finish.lua. ``by`` is the worker's id, or '' for the reaper."""
+    """Return KEYS and ARGV of finish.lua. ``by`` is the worker's id, `BY_REAPER` or `FROM_QUEUE`."""
     job_id = event.job_id
     return [
         keys.job_record(job_id),

@@ -20,7 +20,8 @@ from apps.accounts.addresses import client_address
 from apps.accounts.models import AuditEvent, User
 
 KEY_CREATE, KEY_CHANGE, KEY_REVOKE = "key.create", "key.change", "key.revoke"
-KILLSWITCH_TRIP, KILLSWITCH_RELEASE, KILLSWITCH_EXPIRE = "killswitch.trip", "killswitch.release", "killswitch.expire"
+KILLSWITCH_TRIP, KILLSWITCH_EXTEND = "killswitch.trip", "killswitch.extend"
+KILLSWITCH_RELEASE, KILLSWITCH_EXPIRE = "killswitch.release", "killswitch.expire"
 """Other actions are named by who records them: ``<thing>.<verb>``, in lower case."""
 
 _ACTION = re.compile(r"[a-z_]+(\.[a-z_]+)+")

@@ -1,7 +1,7 @@
 """Know the models, and run a request from its first check to its last event.
 
 Owns:        table Model; Redis keys job record, job log, leases, queued jobs and replies (all through the scripts of aiscale.wire)
-Enter at:    completions.start, embeddings.embed, replies.follow, queue.cancel, catalog.get_model, reaper.run,
+Enter at:    completions.start, embeddings.embed, replies.follow, queue.cancel, catalog.get_model, reaper.run, stopping.run,
              presence.list_workers
 May import:  apps.spend, apps.accounts, aiscale.redis, db, wire, env, errors, observability
 Invariant:   a job is admitted before it is queued; whoever waits for it meets exactly one end, by its deadline at the latest

@@ -2,7 +2,7 @@
 
 Owns:        tables UsageRecord, LedgerTransaction, LedgerEntry, KillSwitch, Budget; Redis keys spend, holds, hold_amounts,
              rate, KILLED, FINISHED_DEAD and SETTLEMENT_PRESENCE
-Enter at:    admission.admit, admission.release, pricing.cost_nanousd, killswitch.trip and release, settlement.run,
+Enter at:    admission.admit, admission.release, pricing.cost_nanousd, killswitch.trip, release and restore, settlement.run,
              usage.month_summary
 May import:  apps.accounts, aiscale.redis, db, wire, errors, observability
 Invariant:   spent + held never passes the limit at admission; each job is charged once; the ledger's sums are zero and its

@@ -1,22 +1,21 @@
-"""Show usage and the ledger (read only), set budgets, trip and release kill switches."""
+"""Show usage and the ledger (read only), and set budgets. Kill switches are in ``kill_admin``."""
 
 from datetime import UTC, datetime
 from typing import Any
 
-from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied
+from django.contrib import admin
 from django.db.models import QuerySet, Sum
-from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect
-from django.template.response import TemplateResponse
+from django.http import HttpRequest
 from django.utils import timezone
 from unfold.admin import ModelAdmin, TabularInline
 
 from aiscale.db import format_usd
-from aiscale.errors import AiscaleError
-from apps.spend import killswitch, periods
-from apps.spend.forms import BudgetForm, TripForm
-from apps.spend.models import Budget, KillSwitch, LedgerEntry, LedgerTransaction, UsageRecord
+from apps.spend import (
+    kill_admin,  # noqa: F401  # registers its page
+    periods,
+)
+from apps.spend.forms import BudgetForm
+from apps.spend.models import Budget, LedgerEntry, LedgerTransaction, UsageRecord
 
 BIGGEST_SPENDERS = 20
 
@@ -158,70 +157,3 @@ class BudgetAdmin(ModelAdmin):  # type: ignore[misc]
         # one by one: each tells the gate that the plan's limit is back
         for budget in queryset:
             budget.delete()
-
-
-@admin.register(KillSwitch)
-class KillSwitchAdmin(ModelAdmin):  # type: ignore[misc]
-    list_display = ["scope", "in_force", "reason", "tripped_by", "tripped_at", "released_by", "released_at"]
-    search_fields = ["scope", "reason"]
-    actions = ["release_selected"]
-    fields = ["public_id", *list_display]
-    readonly_fields = fields
-
-    @admin.display(description="in force", boolean=True)
-    def in_force(self, switch: KillSwitch) -> bool:
-        return switch.released_at is None
-
-    def has_change_permission(self, request: HttpRequest, obj: KillSwitch | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: KillSwitch | None = None) -> bool:
-        return False
-
-    def has_release_permission(self, request: HttpRequest) -> bool:
-        return bool(request.user.has_perm("spend.change_killswitch"))
-
-    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
-        """Ask what to stop, say in a sentence what that does, and do it once that is confirmed."""
-        if not self.has_add_permission(request):
-            raise PermissionDenied
-        form = TripForm(request.POST or None)
-        valid = request.method == "POST" and form.is_valid()
-        if valid and "confirm" in request.POST:
-            return self._trip(request, form)
-        scope = form.cleaned_data["scope"] if valid else ""
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "title": "Stop requests",
-            "form": form,
-            "preview": killswitch.describe(scope) if valid else "",
-            "unknown_model": scope.startswith("model:") and not killswitch.is_known_model(scope.removeprefix("model:")),
-        }
-        return TemplateResponse(request, "admin/spend/killswitch/trip.html", context)
-
-    @admin.action(description="Release: let these go on again", permissions=["release"])
-    def release_selected(self, request: HttpRequest, queryset: QuerySet[KillSwitch]) -> None:
-        for switch in queryset.filter(released_at__isnull=True):
-            try:
-                released = killswitch.release(switch.scope, by=_who(request))
-            except AiscaleError as error:
-                messages.warning(request, error.message)
-            else:
-                self.log_change(request, released, "Released.")
-                messages.success(request, f"{switch.scope} works again.")
-
-    def _trip(self, request: HttpRequest, form: TripForm) -> HttpResponse:
-        scope = form.cleaned_data["scope"]
-        try:
-            switch = killswitch.trip(scope, reason=form.cleaned_data["reason"], by=_who(request))
-        except AiscaleError as error:
-            messages.error(request, error.message)
-        else:
-            self.log_addition(request, switch, "Tripped.")
-            messages.success(request, f"{scope} is stopped. Release it in this list.")
-        return redirect("admin:spend_killswitch_changelist")
-
-
-def _who(request: HttpRequest) -> str:
-    return str(request.user)[:254]

@@ -12,6 +12,7 @@ from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
 from aiscale.observability import ADMISSION_SECONDS, ADMISSIONS, REFUSALS
 from aiscale.wire import keys
+from aiscale.wire.jobs import LOCAL_PROVIDER
 from apps.accounts import mirror
 from apps.accounts.callers import Caller
 from apps.spend import balance, killswitch, periods
@@ -38,6 +39,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     job_id: str
     worst_nanousd: int
     deadline_at_ms: int
+    provider: str = LOCAL_PROVIDER
 
 
 class Admitted(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +118,7 @@ async def run_gate(client: aioredis.Redis, ask: Ask, *, plan: str, now_ms: int) 
             ask.deadline_at_ms + HOLD_GRACE_MS,
             periods.month_of(now_ms),
             settings.ENV.queue_limit,
+            ask.provider,
         ],
     )
     return [part.decode() for part in answer]

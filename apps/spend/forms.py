@@ -1,4 +1,4 @@
-"""Take money and kill switches from forms."""
+"""Take money from forms."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,7 +8,7 @@ from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from aiscale.errors import AiscaleError
 from aiscale.money_forms import UsdField
-from apps.spend import budgets, killswitch
+from apps.spend import budgets
 from apps.spend.models import Budget
 
 T = TypeVar("T")
@@ -100,38 +100,3 @@ class BudgetForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the s
         except AiscaleError as error:
             self.add_error(field, error.message)
             return None
-
-
-class TripForm(forms.Form):
-    """Ask what to stop and why. ``cleaned_data["scope"]`` is the checked scope."""
-
-    KINDS = (("site", "Everything"), ("model", "One model"), ("organization", "One organization"))
-
-    kind = forms.ChoiceField(label="Stop", choices=KINDS, widget=UnfoldAdminSelectWidget)
-    target = forms.CharField(
-        label="Which one",
-        required=False,
-        max_length=128,
-        help_text="The model's name, or the organization's id (org_...).",
-        widget=UnfoldAdminTextInputWidget,
-    )
-    reason = forms.CharField(
-        label="Reason",
-        max_length=300,
-        help_text="Everybody whose request is stopped reads this sentence.",
-        widget=UnfoldAdminTextInputWidget,
-    )
-
-    def clean(self) -> dict[str, Any]:
-        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
-        kind, target = cleaned.get("kind"), cleaned.get("target", "")
-        if kind == "site" and target:
-            self.add_error("target", "Leave this empty to stop everything, or choose what this names.")
-        elif kind:
-            scope = "site" if kind == "site" else f"{kind}:{target}"
-            try:
-                killswitch.check_scope(scope)
-            except AiscaleError as error:
-                self.add_error("target", error.message)
-            cleaned["scope"] = scope
-        return cleaned

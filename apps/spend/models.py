@@ -5,6 +5,7 @@ from typing import Any
 from django.db import models, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from aiscale.db import NanoUsdField, Row, format_usd
 
@@ -110,7 +111,7 @@ class LedgerEntry(models.Model):
 
 
 class KillSwitch(Row):
-    """Say that everything of ``scope`` is stopped, by whom and why. A released one stays as history."""
+    """Say that everything of ``scope`` is stopped, by whom, why and until when. A released one stays as history."""
 
     PUBLIC_ID_PREFIX = "kill"
 
@@ -118,8 +119,11 @@ class KillSwitch(Row):
     reason = models.CharField(max_length=300)
     tripped_by = models.CharField(max_length=254)
     tripped_at = models.DateTimeField()
+    until_at = models.DateTimeField("until", null=True, blank=True)
+    """When it ends by itself; None: when somebody releases it."""
     released_by = models.CharField(max_length=254, blank=True)
     released_at = models.DateTimeField(null=True, blank=True)
+    release_reason = models.CharField(max_length=300, blank=True, db_default="")
 
     class Meta:
         verbose_name_plural = "kill switches"
@@ -131,7 +135,11 @@ class KillSwitch(Row):
         ordering = [F("released_at").desc(nulls_first=True), "-tripped_at"]
 
     def __str__(self) -> str:
-        return f"{self.scope} ({'released' if self.released_at else 'in force'})"
+        return f"{self.scope} ({'in force' if self.is_in_force else 'released'})"
+
+    @property
+    def is_in_force(self) -> bool:
+        return self.released_at is None and (self.until_at is None or self.until_at > timezone.now())
 
 
 class Budget(Row):

@@ -1,6 +1,7 @@
 """Turn the gate's refusals into sentences that say what was wrong and what to do next."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from aiscale.db import format_usd
 from aiscale.errors import AiscaleError, Code
@@ -35,7 +36,9 @@ def make_refusal(answer: Sequence[str], *, model: str, plan: str, worst_nanousd:
     plan_name = f"{plan[:1].upper()}{plan[1:]}"
     message, retry_after_s = "", None
     if code is Code.KILLED:
-        message = describe_kill(detail[0], detail[1])
+        until_at = periods.to_datetime(int(detail[2])) if detail[2] else None
+        retry_after_s = max(int(detail[2]) - now_ms, 1000) / 1000 if detail[2] else None
+        message = describe_kill(detail[0], detail[1], until_at)
     elif code is Code.MODEL_NOT_ALLOWED:
         message = (
             f"The {plan_name} plan does not include the model {model!r}. Choose another model or upgrade your plan."
@@ -59,20 +62,32 @@ def make_refusal(answer: Sequence[str], *, model: str, plan: str, worst_nanousd:
     return AiscaleError(code, message, retry_after_s=retry_after_s, headers=rate_headers(state))
 
 
-def describe_kill(scope: str, reason: str) -> str:
-    """Tell a caller that ``scope`` is stopped, with the reason that the admin gave."""
+def describe_kill(scope: str, reason: str, until_at: datetime | None = None) -> str:
+    """Tell a caller that ``scope`` is stopped, with the reason that the admin gave, and what to do."""
     kind, _, name = scope.partition(":")
     what = {
         "site": "This service is stopped for now",
         "model": f"The model {name!r} is stopped for now",
+        "plan": "The requests of your plan are stopped for now",
         "organization": "Your organization's requests are stopped for now",
+        "key": "This API key is stopped for now",
+        "provider": f"The provider of this model, {name!r}, is stopped for now",
     }[kind]
-    advice = {
-        "site": "Try again later.",
-        "model": "Choose another model or try again later.",
-        "organization": "Write to the administrator of this service.",
-    }[kind]
+    if until_at is not None:
+        advice = f"Try again after {say_moment(until_at)}."
+    else:
+        advice = {
+            "site": "Try again later.",
+            "model": "Choose another model or try again later.",
+            "provider": "Choose another model or try again later.",
+        }.get(kind, "Write to the administrator of this service.")
     return f"{what}: {reason.rstrip('.')}. {advice}"
+
+
+def say_moment(moment: datetime) -> str:
+    """Write a moment for people, in UTC, to the second where it has any."""
+    moment = moment.astimezone(UTC)
+    return f"{moment:%-d %B %Y, %H:%M:%S} UTC" if moment.second else f"{moment:%-d %B %Y, %H:%M} UTC"
 
 
 def _rate_limited(limit: int, window_s: int, plan_name: str, retry_ms: int) -> str:

@@ -32,7 +32,7 @@ from aiscale.observability import JOBS_FINISHED, SETTLED, SETTLEMENT_LAG_SECONDS
 from aiscale.wire import keys
 from aiscale.wire.codec import decode_event
 from aiscale.wire.events import Finished
-from apps.spend import balance, killswitch, periods, stream, usage
+from apps.spend import balance, periods, stream, usage
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,6 @@ class Settler:
         if now >= self._next_chores:
             stream.trim(self.client)
             stream.forget_consumers(self.client)
-            killswitch.restore()
             self._next_chores = now + CHORES_EACH_S
         return len(entries)
 

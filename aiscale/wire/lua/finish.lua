@@ -1,10 +1,10 @@
 -- End a job exactly once: the event reaches settlement, the waiting web process and the job's log together.
 --
 -- KEYS  1 job record (hash)  2 leases (zset)  3 finished (stream)  4 reply stream  5 job log (stream)  6 queued jobs of the model (zset)
--- ARGV  1 job id  2 who ends it: worker id, or '' for the reaper  3 now (epoch ms)  4 encoded Finished  5 keep log (0|1)
+-- ARGV  1 job id  2 who ends it: worker id, '' for the reaper, 'queue' for who takes it out of the queue  3 now (epoch ms)  4 encoded Finished  5 keep log (0|1)
 --       6 reply stream max length  7 reply stream TTL (s)  8 job log TTL (s)  9 record TTL after the end (s)
 -- Returns 1 when this call ended the job, 0 when it had ended, or is not this worker's any more (then nothing is written);
---   the reaper gets 0 too when the lease lives again.
+--   the reaper gets 0 too when the lease lives again, and 'queue' when a worker has claimed the job.
 -- Example: EVAL ... aiscale:job:j1 aiscale:leases aiscale:finished aiscale:replies:p aiscale:joblog:j1 aiscale:queued:m
 --          j1 w1 1700000000000 <bytes> 1 50000 120 3600 600  -> 1
 -- Atomic: all streams or none.
@@ -13,6 +13,8 @@ if not record[1] or record[1] == 'done' then return 0 end
 if ARGV[2] == '' then
   local lease = redis.call('ZSCORE', KEYS[2], ARGV[1])
   if lease and tonumber(lease) > tonumber(ARGV[3]) then return 0 end
+elseif ARGV[2] == 'queue' then
+  if record[1] ~= 'queued' then return 0 end
 elseif record[2] ~= ARGV[2] then
   return 0
 end

@@ -3,7 +3,7 @@
 -- KEYS  1 api key (hash; '' for a browser session)   2 organization (hash)   3 plan (hash)   4 killed (hash)   5 spend (hash)
 --       6 holds (zset)   7 hold amounts (hash)   8 rate (hash)   9 queued jobs of the model (zset)
 -- ARGV  1 job id   2 organization id   3 plan slug   4 model slug   5 worst cost (nano-USD)   6 now (epoch ms)
---       7 hold expiry (epoch ms)   8 month (YYYY-MM, UTC)   9 most jobs that may wait for the model
+--       7 hold expiry (epoch ms)   8 month (YYYY-MM, UTC)   9 most jobs that may wait for the model   10 provider of the model
 -- Returns one of (all members are text):
 --   {'admitted', limit, remaining, reset_ms}              the hold is placed and the request is counted; a job id that holds
 --                                                         already is answered so again and counted once
@@ -11,14 +11,14 @@
 --   {'plan', slug}                                        the organization has another plan by now: ask again with that plan's key
 --   {'refused', code}                                     invalid_api_key, key_revoked, key_expired or account_inactive
 --   {'refused', code, limit, remaining, reset_ms, ...}    then, by code:
---     killed              scope, reason
+--     killed              scope, reason, epoch ms at which it ends by itself ('' = when it is released)
 --     model_not_allowed   (nothing)
 --     rate_limit_exceeded retry_ms, window_s
 --     too_many_in_flight  in flight, most allowed
 --     queue_full          waiting, most allowed
 --     insufficient_quota  spent, held, limit (nano-USD)
 -- Example: EVAL ... aiscale:key:ab.. aiscale:org:org_1 aiscale:plan:free aiscale:killed aiscale:spend:org_1 aiscale:holds:org_1
---          aiscale:holdamounts:org_1 aiscale:rate:org_1 aiscale:queued:m  job_1 org_1 free m 5000 1700000000000 1700000360000 2023-11 256
+--          aiscale:holdamounts:org_1 aiscale:rate:org_1 aiscale:queued:m  job_1 org_1 free m 5000 1700000000000 1700000360000 2023-11 256 local
 --          -> {'admitted', '20', '19', '3660000'}
 -- Atomic: every write stands below the last check, so a refusal, a 'load' or a 'plan' leaves every key as it was.
 --
@@ -30,12 +30,14 @@ local worst, now, month = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[8]
 local function int(value) return string.format('%.0f', value) end
 
 -- who
+local scopes = {'site', 'model:' .. model, 'plan:' .. ARGV[3], 'organization:' .. organization, 'provider:' .. ARGV[10]}
 if KEYS[1] ~= '' then
-  local key = redis.call('HMGET', KEYS[1], 'state', 'expires_at_ms', 'organization_id')
+  local key = redis.call('HMGET', KEYS[1], 'state', 'expires_at_ms', 'organization_id', 'key_id')
   if not key[1] then return {'load', 'identity'} end
   if key[3] ~= organization then return {'refused', 'invalid_api_key'} end
   if key[1] == 'expired' or (key[2] and key[2] ~= '' and tonumber(key[2]) <= now) then return {'refused', 'key_expired'} end
   if key[1] ~= 'active' then return {'refused', 'key_revoked'} end
+  if key[4] then scopes[#scopes + 1] = 'key:' .. key[4] end
 end
 local org = redis.call('HMGET', KEYS[2], 'plan', 'state')
 if not (org[1] and org[2]) then return {'load', 'identity'} end
@@ -78,10 +80,15 @@ local function refuse(code, ...)
 end
 
 -- what is stopped, and what the plan has
-local killed = redis.call('HMGET', KEYS[4], 'site', 'model:' .. model, 'organization:' .. organization)
-if killed[1] then return refuse('killed', 'site', killed[1]) end
-if killed[2] then return refuse('killed', 'model:' .. model, killed[2]) end
-if killed[3] then return refuse('killed', 'organization:' .. organization, killed[3]) end
+local orders = redis.call('HMGET', KEYS[4], unpack(scopes))
+for i, scope in ipairs(scopes) do
+  if orders[i] then
+    -- an order ends at its time by itself, whatever happens to those who tidy up
+    local ends_at, reason = string.match(orders[i], '^(%d*)|(.*)$')
+    if not ends_at then ends_at, reason = '', orders[i] end
+    if ends_at == '' or now < tonumber(ends_at) then return refuse('killed', scope, reason, ends_at) end
+  end
+end
 if plan[5] ~= '*' and not string.find(',' .. plan[5] .. ',', ',' .. model .. ',', 1, true) then
   return refuse('model_not_allowed')
 end

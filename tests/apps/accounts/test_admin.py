@@ -18,7 +18,7 @@ from apps.inference.models import Model
 from apps.spend import killswitch, settlement
 from apps.spend.models import Budget
 from tests.apps.conftest import Cast
-from tests.apps.spend.cast import make_finished
+from tests.apps.spend.cast import ADA, make_finished
 
 MODELS = [
     model for model in admin.site._registry if model._meta.app_label in ("accounts", "spend", "inference", "chat")
@@ -30,7 +30,7 @@ def browser(cast: Cast) -> Client:
     """The administrator, in an installation where something has happened."""
     settlement.settle(make_finished(cast.organization.public_id))
     Budget.objects.create(scope=f"organization:{cast.organization.public_id}", limit_nanousd=5_000_000_000)
-    killswitch.trip("model:old", reason="Retired", by="ada")
+    killswitch.trip("model:old", reason="Retired", by=ADA)
     turns._begin(cast.user.public_id, None, "smollm2-135m-instruct", "A private question", "c1")
     root = User.objects.create_superuser("root@example.com", "x")
     with transaction.atomic():

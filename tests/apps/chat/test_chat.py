@@ -17,6 +17,7 @@ from apps.chat.models import Conversation, Message
 from apps.chat.routing import websocket_application
 from apps.spend import killswitch
 from tests.apps.conftest import Cast
+from tests.apps.spend.cast import ADA
 
 CHAT = "smollm2-135m-instruct"
 ORIGIN = "http://testserver"
@@ -202,7 +203,7 @@ async def test_a_browser_that_comes_back_goes_on_where_the_answer_is(cast: Cast)
 
 
 async def test_a_refusal_is_kept_with_its_reason(cast: Cast) -> None:
-    await on_thread(lambda: killswitch.trip("site", reason="Spring cleaning", by="ada"))
+    await on_thread(lambda: killswitch.trip("site", reason="Spring cleaning", by=ADA))
     talk = await open_talk(cast.user)
     await talk.tell(**ask())
     await talk.hear_until("turn")

@@ -13,6 +13,7 @@ from apps.accounts.callers import on_thread
 from apps.spend import killswitch
 from tests.apps.conftest import Cast
 from tests.apps.gateway.driver import Exchange, read_events
+from tests.apps.spend.cast import ADA
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -84,7 +85,7 @@ async def test_leaving_before_the_whole_answer_cancels_too(cast: Cast, redis_url
 async def test_a_kill_ends_a_stream_with_its_reason(cast: Cast, redis_url: str) -> None:
     exchange = ask(cast, stream=True, max_tokens=4000)
     assert await exchange.next_part()
-    await on_thread(lambda: killswitch.trip("site", reason="A fire drill", by="ada"))
+    await on_thread(lambda: killswitch.trip("site", reason="A fire drill", by=ADA))
     *_, last = read_events(await exchange.read())
     assert last["error"]["code"] == "killed" and "A fire drill" in last["error"]["message"]
     [end] = await find_finished(redis_url)
@@ -92,7 +93,7 @@ async def test_a_kill_ends_a_stream_with_its_reason(cast: Cast, redis_url: str) 
     refused = ask(cast)
     assert (await refused.read_json())["error"]["code"] == "killed"
     assert refused.status == 503
-    await on_thread(lambda: killswitch.release("site", by="ada"))
+    await on_thread(lambda: killswitch.release("site", by=ADA))
     assert (await ask(cast).read_json())["usage"]["completion_tokens"] == 5
 
 

@@ -14,7 +14,7 @@ from aiscale.wire import keys
 from aiscale.wire.codec import encode_event
 from aiscale.wire.events import Finished
 from aiscale.wire.jobs import BillingTag
-from apps.accounts import mirror
+from apps.accounts import audit, mirror
 from apps.accounts.callers import Caller
 from apps.accounts.models import Organization, Plan
 from apps.spend import balance, killswitch
@@ -23,6 +23,8 @@ from apps.spend.admission import Ask
 T = TypeVar("T")
 USD = 1_000_000_000
 MODEL = "smollm2-135m-instruct"
+ADA, BOB = audit.by_system("ada"), audit.by_system("bob")
+"""Who trips and releases."""
 
 
 def make_plan(slug: str = "free", **changes: Any) -> Plan:

@@ -13,6 +13,7 @@ from apps.spend import killswitch
 from apps.spend.admission import HOLD_GRACE_MS, Ask, admit, release, run_gate
 from apps.spend.models import Budget
 from tests.apps.spend.cast import (
+    ADA,
     MODEL,
     USD,
     dump,
@@ -97,18 +98,42 @@ def scope_of(organization, scope):
     return scope.format(organization=organization.public_id, model=MODEL)
 
 
-@pytest.mark.parametrize("scope", ["site", "model:{model}", "organization:{organization}"])
+SCOPES = ["site", "model:{model}", "plan:free", "organization:{organization}", "key:key_1", "provider:local"]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
 async def test_what_is_killed_is_refused_with_the_reason(client, organization, scope):
-    client.hset(keys.KILLED, scope_of(organization, scope), "The bill is too high.")
-    refusal = await refused(make_ask(make_caller(organization)))
-    assert refusal.code is Code.KILLED
+    publish_key(DIGEST, organization.public_id)
+    ask = make_ask(make_caller(organization, key_digest=DIGEST))
+    client.hset(keys.KILLED, scope_of(organization, scope), "|The bill is too high.")
+    refusal = await refused(ask)
+    assert refusal.code is Code.KILLED and refusal.retry_after_s is None
     assert "The bill is too high. " in refusal.message
     assert refusal.headers["x-ratelimit-remaining-requests"] == "1000"
 
 
-async def test_another_model_or_organization_that_is_killed_stops_nobody_else(client, organization):
-    client.hset(keys.KILLED, mapping={"model:other": "x", "organization:org_other": "x"})
-    await admit(make_ask(make_caller(organization)))
+@pytest.mark.parametrize("scope", SCOPES)
+async def test_a_kill_ends_at_its_time_whoever_sleeps(client, organization, scope):
+    """Nothing tidies up here: what is in Redis is enough for the gate."""
+    publish_key(DIGEST, organization.public_id)
+    ask = make_ask(make_caller(organization, key_digest=DIGEST))
+    until_ms = time.time_ns() // 1_000_000 + 60_000
+    client.hset(keys.KILLED, scope_of(organization, scope), f"{until_ms}|A fire drill")
+    refusal = await refused(ask)
+    assert refusal.code is Code.KILLED and 55 < (refusal.retry_after_s or 0) <= 60
+    answer = await run_gate(redis_clients.get_async(), ask, plan="free", now_ms=until_ms - 1)
+    assert answer[:2] == ["refused", "killed"]
+    answer = await run_gate(redis_clients.get_async(), ask, plan="free", now_ms=until_ms)
+    assert answer[0] == "admitted"
+
+
+async def test_what_else_is_killed_stops_nobody_here(client, organization):
+    publish_key(DIGEST, organization.public_id)
+    others = ["model:other", "plan:pro", "organization:org_other", "key:key_2", "provider:elsewhere"]
+    client.hset(keys.KILLED, mapping=dict.fromkeys(others, "|x"))
+    await admit(make_ask(make_caller(organization, key_digest=DIGEST)))
+    with pytest.raises(AiscaleError, match="'elsewhere', is stopped"):
+        await admit(make_ask(make_caller(organization), provider="elsewhere"))
 
 
 async def test_a_model_outside_the_plan_is_refused(client):
@@ -254,7 +279,7 @@ async def test_after_flushall_the_copies_come_back(client, organization):
 
 
 async def test_m3_what_was_killed_stays_killed_after_flushall(client, organization):
-    await on_thread(lambda: killswitch.trip("site", reason="An incident", by="ada"))
+    await on_thread(lambda: killswitch.trip("site", reason="An incident", by=ADA))
     client.flushall()
     with pytest.raises(AiscaleError) as refusal:
         await admit(make_ask(make_caller(organization)))

@@ -1,4 +1,4 @@
-"""Run what must go on whoever dies: settlement, transcripts and the reaper."""
+"""Run what must go on whoever dies: settlement, transcripts, the reaper, and what keeps kill switches in force."""
 
 import logging
 import signal
@@ -10,7 +10,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from apps.chat import transcripts
-from apps.inference import reaper
+from apps.inference import reaper, stopping
 from apps.spend import settlement
 
 log = logging.getLogger(__name__)
@@ -19,6 +19,7 @@ WORKS: dict[str, Callable[[threading.Event], None]] = {
     "settlement": settlement.run,
     "transcripts": transcripts.run,
     "reaper": reaper.run,
+    "stopping": stopping.run,
 }
 
 
