@@ -17,5 +17,8 @@ app.conf.beat_schedule = {
     "publish-identities": {"task": "aiscale.accounts.publish_all", "schedule": 10.0, "options": {"expires": 10}},
     "finish-lost-responses": {"task": "aiscale.gateway.finish_lost", "schedule": 15.0, "options": {"expires": 15}},
     "forget-expired": {"task": "aiscale.gateway.forget_expired", "schedule": 300.0, "options": {"expires": 300}},
+    # the same for what administrators credited, refunded and adjusted
+    "publish-corrections": {"task": "aiscale.spend.publish_corrected", "schedule": 10.0, "options": {"expires": 10}},
+    "carry-credits": {"task": "aiscale.spend.carry_all", "schedule": 600.0, "options": {"expires": 600}},
 }
 app.autodiscover_tasks(["apps.accounts", "apps.spend", "apps.inference", "apps.gateway", "apps.chat"])

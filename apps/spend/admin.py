@@ -1,126 +1,15 @@
-"""Show usage and the ledger (read only), and set budgets. Kill switches are in ``kill_admin``."""
-
-from datetime import UTC, datetime
-from typing import Any
+"""Set budgets. Usage and the ledger are in `ledger_admin`, kill switches in `kill_admin`."""
 
 from django.contrib import admin
-from django.db.models import QuerySet, Sum
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import ModelAdmin
 
 from aiscale.db import format_usd
-from apps.spend import (
-    kill_admin,  # noqa: F401  # registers its page
-    periods,
-)
+from apps.spend import kill_admin, ledger_admin  # noqa: F401  # they register their pages
 from apps.spend.forms import BudgetForm
-from apps.spend.models import Budget, LedgerEntry, LedgerTransaction, UsageRecord
-
-BIGGEST_SPENDERS = 20
-
-
-class ReadOnly:
-    """Refuse every change through the admin: these rows are written by settlement alone."""
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-
-class OrganizationFilter(admin.SimpleListFilter):
-    """Offer the organizations that spent most this month; any other one is found by the search."""
-
-    title = "organization (this month's biggest)"
-    parameter_name = "organization_id"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        start, _ = periods.bounds(f"{datetime.now(UTC):%Y-%m}")
-        spenders = (
-            UsageRecord.objects.filter(occurred_at__gte=start)
-            .values("organization_id")
-            .annotate(cost=Sum("cost_nanousd"))
-            .order_by("-cost")[:BIGGEST_SPENDERS]
-        )
-        return [(row["organization_id"], f"{row['organization_id']} ({format_usd(row['cost'])})") for row in spenders]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        return queryset.filter(organization_id=self.value()) if self.value() else queryset
-
-
-@admin.register(UsageRecord)
-class UsageRecordAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
-    list_display = [
-        "occurred_at",
-        "organization_id",
-        "model",
-        "source",
-        "finish_reason",
-        "prompt_tokens",
-        "completion_tokens",
-        "cost",
-    ]
-    list_filter = [OrganizationFilter, "model", "source", "finish_reason", "kind"]
-    search_fields = ["=organization_id", "=job_id", "=request_id", "=user_id", "=key_id"]
-    search_help_text = "The exact id of an organization, job, request, user or key."
-    date_hierarchy = "occurred_at"
-    ordering = ["-occurred_at"]
-    show_full_result_count = False
-    exclude = ["cost_nanousd", "hold_nanousd", "prompt_nanousd_per_token", "completion_nanousd_per_token"]
-    readonly_fields = ["cost", "held_at_most", "prompt_price", "completion_price"]
-
-    @admin.display(description="cost", ordering="cost_nanousd")
-    def cost(self, record: UsageRecord) -> str:
-        return format_usd(record.cost_nanousd)
-
-    @admin.display(description="held at most")
-    def held_at_most(self, record: UsageRecord) -> str:
-        return format_usd(record.hold_nanousd)
-
-    @admin.display(description="price of a million prompt tokens")
-    def prompt_price(self, record: UsageRecord) -> str:
-        return format_usd(record.prompt_nanousd_per_token * 1_000_000)
-
-    @admin.display(description="price of a million completion tokens")
-    def completion_price(self, record: UsageRecord) -> str:
-        return format_usd(record.completion_nanousd_per_token * 1_000_000)
-
-
-class EntryInline(ReadOnly, TabularInline):  # type: ignore[misc]
-    model = LedgerEntry
-    fields = ["account", "amount"]
-    readonly_fields = ["account", "amount"]
-    extra = 0
-
-    @admin.display(description="amount")
-    def amount(self, entry: LedgerEntry) -> str:
-        return format_usd(entry.amount_nanousd)
-
-
-@admin.register(LedgerTransaction)
-class LedgerTransactionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
-    list_display = ["occurred_at", "kind", "reference", "debited"]
-    list_filter = ["kind"]
-    search_fields = ["=reference", "=public_id"]
-    search_help_text = "The exact job id or transaction id."
-    date_hierarchy = "occurred_at"
-    ordering = ["-occurred_at"]
-    show_full_result_count = False
-    fields = ["public_id", "kind", "reference", "memo", "occurred_at", "created_at"]
-    inlines = [EntryInline]
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[LedgerTransaction]:
-        queryset: QuerySet[LedgerTransaction] = super().get_queryset(request)
-        return queryset.prefetch_related("entries")
-
-    @admin.display(description="debited")
-    def debited(self, transaction: LedgerTransaction) -> str:
-        return format_usd(sum(entry.amount_nanousd for entry in transaction.entries.all() if entry.amount_nanousd > 0))
+from apps.spend.models import Budget
 
 
 @admin.register(Budget)

@@ -14,16 +14,18 @@ gone, so as much as these may be spent above the limit. They are charged all the
 import asyncio
 import logging
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import NamedTuple, cast
 
-from django.db import connection
+from django.db import DatabaseError, connection, transaction
+from django.utils import timezone
 from redis import Redis
 from redis.exceptions import RedisError
 
 from aiscale import redis as redis_clients
 from aiscale.wire import keys
-from apps.spend import ledger, periods
-from apps.spend.models import Budget
+from apps.spend import carryover, ledger, periods
+from apps.spend.models import Budget, LedgerEntry, LedgerTransaction
 from apps.spend.scripts import get_script
 
 log = logging.getLogger(__name__)
@@ -77,13 +79,14 @@ def drop(client: Redis, organization_id: str, charges: Sequence[Charge]) -> None
 def publish(organization_id: str, *, only_if_missing: bool = False) -> None:
     """Replace the copy with the ledger's sum of this month and the organization's own limit.
 
-    I/O: per try two SQL statements and two Redis trips. Raises: redis.exceptions.RedisError, OSError, django.db.Error.
+    I/O: per try three SQL statements and two Redis trips. Raises: redis.exceptions.RedisError, OSError, django.db.Error.
     """
     client = redis_clients.get_sync()
     for _ in range(PUBLISH_ATTEMPTS):
         version, period = cast("list[bytes | None]", client.hmget(keys.spend(organization_id), ["version", "period"]))
         if only_if_missing and period is not None:
             return
+        carryover.carry_if_due(organization_id)
         month = periods.month_of(periods.now_ms())
         spent = ledger.sum_charges(organization_id, month)
         own_limit = (
@@ -101,6 +104,26 @@ def publish(organization_id: str, *, only_if_missing: bool = False) -> None:
     raise RedisError(f"the balance of {organization_id} changed under each of {PUBLISH_ATTEMPTS} tries to rebuild it")
 
 
+def publish_on_commit(organization_id: str) -> None:
+    """Do `publish` once the surrounding transaction commits. Should that fail, `publish_corrected` does it seconds later."""
+    transaction.on_commit(lambda: _try_publish(organization_id))
+
+
+def publish_corrected(within_s: int = 120) -> int:
+    """Do `publish` for every organization to which something other than usage was posted in the last seconds. Returns how many.
+
+    I/O: as `publish`, for each. Raises: redis.exceptions.RedisError, OSError, django.db.Error.
+    """
+    since = timezone.now() - timedelta(seconds=within_s)
+    accounts = LedgerEntry.objects.filter(
+        account__startswith="organization:", transaction__in=LedgerTransaction.objects.list_corrections(since)
+    )
+    organization_ids = {account.partition(":")[2] for account in accounts.values_list("account", flat=True)}
+    for organization_id in sorted(organization_ids):
+        publish(organization_id)
+    return len(organization_ids)
+
+
 async def load(organization_id: str) -> None:
     """Rebuild a missing copy, off the event loop. I/O, Raises: as `publish`."""
     await asyncio.to_thread(_load, organization_id)
@@ -112,6 +135,14 @@ def _load(organization_id: str) -> None:
     finally:
         # this thread belongs to nobody's request: give its connection back
         connection.close()
+
+
+def _try_publish(organization_id: str) -> None:
+    try:
+        publish(organization_id)
+    except (*redis_clients.UNAVAILABLE, DatabaseError):
+        # what was decided is committed
+        log.exception("a correction is posted, and reaches the gate soon", extra={"organization_id": organization_id})
 
 
 def _settle(client: Redis, organization_id: str, mode: str, version: str, charges: Sequence[Charge]) -> int:

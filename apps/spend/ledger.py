@@ -1,15 +1,22 @@
 """Post to the ledger: double entry, append only.
 
-Accounts: ``organization:<id>`` is debited with what the organization used, ``revenue:usage`` credited with the same. The database
-refuses to change or delete what was posted, and refuses a transaction whose entries do not sum to zero (migration 0002). Rows are
-only ever inserted: two posters cannot wait for each other's rows (M8).
+Accounts (positive is a debit):
+
+- ``organization:<id>``: what the organization used, less what it was credited or given back. Its sum over a month is what the month
+  counts as spent: for the gate, the pages and the statement alike (M5).
+- ``revenue:usage``: the other side of usage, refunds and adjustments.
+- ``cash:prepaid``, ``expense:goodwill``: the other side of credits.
+- ``carried:<id>``: the bridge over which unused credit goes from one month into the next; its sum is zero.
+
+The database refuses to change or delete what was posted, and refuses a transaction whose entries do not sum to zero (migration 0002).
+Rows are only ever inserted: two posters cannot wait for each other's rows (M8).
 """
 
 from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Sum
 
 from aiscale.db import make_public_id
@@ -17,6 +24,10 @@ from apps.spend import periods
 from apps.spend.models import LedgerEntry, LedgerTransaction
 
 REVENUE_ACCOUNT = "revenue:usage"
+PREPAID_ACCOUNT = "cash:prepaid"
+GOODWILL_ACCOUNT = "expense:goodwill"
+_ADVISORY_LOCK = 7_146_002
+"""Seeds the Postgres advisory lock of an organization; the trigger of migration spend.0005 takes the same."""
 
 
 class Posting(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,9 +82,27 @@ def post(postings: Sequence[Posting]) -> list[LedgerTransaction]:
     return rows
 
 
+def lock(organization_id: str) -> None:
+    """Let one transaction at a time correct an organization's charges; released when it ends. Settlement does not wait for it.
+
+    I/O: one SQL statement. Raises: TransactionManagementError outside of a transaction.
+    """
+    if not connection.in_atomic_block:
+        raise transaction.TransactionManagementError("the lock lasts as long as a transaction: begin one")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, %s))", [organization_id, _ADVISORY_LOCK])
+
+
 def sum_charges(organization_id: str, month: str) -> int:
-    """Return what the organization was charged in a month (``YYYY-MM``), in nano-USD. I/O: one index-only SQL statement."""
-    start, end = periods.bounds(month)
+    """Return what a month (``YYYY-MM``) counts as spent, in nano-USD: charges less credits, refunds and what was carried over.
+
+    Negative when more was credited than used. I/O: one index-only SQL statement.
+    """
+    return sum_between(organization_id, *periods.bounds(month))
+
+
+def sum_between(organization_id: str, start: datetime, end: datetime) -> int:
+    """Return the sum of the organization's account from ``start`` until before ``end``. I/O: one index-only SQL statement."""
     total = LedgerEntry.objects.filter(
         account=organization_account(organization_id), occurred_at__gte=start, occurred_at__lt=end
     ).aggregate(total=Sum("amount_nanousd"))["total"]

@@ -1,6 +1,7 @@
 """Keep what was used, what it cost, what may be spent and what is stopped."""
 
-from typing import Any
+from datetime import datetime
+from typing import Any, Self
 
 from django.db import models, transaction
 from django.db.models import F, Q
@@ -63,6 +64,12 @@ class UsageRecord(models.Model):
         return f"{self.job_id}: {format_usd(self.cost_nanousd)}"
 
 
+class LedgerTransactionQuerySet(models.QuerySet["LedgerTransaction"]):
+    def list_corrections(self, since: datetime) -> Self:
+        """Keep what is not usage and was written since. The index ``ledger_without_usage`` answers."""
+        return self.exclude(kind="usage").filter(created_at__gte=since)
+
+
 class LedgerTransaction(Row):
     """Group entries that sum to zero. Written by ``ledger.post`` alone; the database refuses changes."""
 
@@ -70,17 +77,27 @@ class LedgerTransaction(Row):
 
     class Kind(models.TextChoices):
         USAGE = "usage"
+        CREDIT = "credit"
+        REFUND = "refund"
         ADJUSTMENT = "adjustment"
+        CARRYOVER = "carryover"
 
     kind = models.CharField(max_length=16, choices=Kind.choices)
     reference = models.CharField(max_length=128)
     """What caused it; for usage the job id. Unique within a kind, so that nothing is posted twice."""
     memo = models.CharField(max_length=500, blank=True)
+    """Why, in words that the organization reads on its statement."""
     occurred_at = models.DateTimeField()
+
+    objects = LedgerTransactionQuerySet.as_manager()
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["kind", "reference"], name="ledger_reference_once")]
-        indexes = [models.Index(fields=["-occurred_at"], name="ledger_by_time")]
+        indexes = [
+            models.Index(fields=["-occurred_at"], name="ledger_by_time"),
+            # all that people post, and what is carried over: few among the usage
+            models.Index(fields=["created_at"], name="ledger_without_usage", condition=~Q(kind="usage")),
+        ]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.reference}"
@@ -108,6 +125,27 @@ class LedgerEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.account} {format_usd(self.amount_nanousd)}"
+
+
+class Correction(models.Model):
+    """Change what one request costs: a refund, or another price. The request's record stays as it was written.
+
+    ``amount_nanousd`` is its share of ``transaction``'s entry on the organization's account: negative gives back. The database refuses
+    changes, and corrections that sum to more than the record's cost.
+    """
+
+    usage = models.ForeignKey(UsageRecord, on_delete=models.PROTECT, related_name="corrections")
+    transaction = models.ForeignKey(LedgerTransaction, on_delete=models.PROTECT, related_name="corrections")
+    amount_nanousd = NanoUsdField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["usage", "transaction"], name="correction_once_in_a_transaction"),
+            models.CheckConstraint(name="correction_changes_something", condition=~Q(amount_nanousd=0)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.usage_id}: {format_usd(self.amount_nanousd)}"
 
 
 class KillSwitch(Row):

@@ -121,7 +121,9 @@ if waiting >= tonumber(ARGV[9]) then return refuse('queue_full', int(waiting), A
 
 -- the budget: the whole worst case fits, or nothing is held
 local new_month = month > spend[1]
-local spent = new_month and 0 or tonumber(spend[2])
+-- below zero is credit, which goes along into the new month (apps/spend/carryover.py)
+local spent = tonumber(spend[2])
+if new_month then spent = math.min(spent, 0) end
 local held = tonumber(spend[3])
 for _, id in ipairs(expired) do held = held - tonumber(redis.call('HGET', KEYS[7], id) or 0) end
 local most = tonumber(spend[4] ~= '' and spend[4] or plan[4])
@@ -136,7 +138,7 @@ redis.call('ZADD', KEYS[6], ARGV[7], job)
 redis.call('HSET', KEYS[7], job, ARGV[5])
 redis.call('HSET', KEYS[5], 'held_nanousd', int(held + worst))
 if new_month then
-  redis.call('HSET', KEYS[5], 'period', month, 'spent_nanousd', '0')
+  redis.call('HSET', KEYS[5], 'period', month, 'spent_nanousd', int(spent))
   redis.call('HINCRBY', KEYS[5], 'version', 1)
 end
 if stored_unit_ms ~= unit_ms then

@@ -21,7 +21,8 @@ for i = 4, #ARGV, 4 do
     redis.call('HDEL', KEYS[3], job)
   end
   if charge and period then
-    if month > period then period, spent = month, 0 end
+    -- below zero is credit, which goes along into the new month (apps/spend/carryover.py)
+    if month > period then period, spent = month, math.min(spent, 0) end
     -- what ended in a month that is over was that month's
     if month == period then spent = spent + cost end
   end
