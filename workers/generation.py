@@ -46,6 +46,7 @@ class Generation:
 
     def _make_choice(self, index: int) -> Sequence:
         job, sampling = self._job, self._job.sampling
+        detokenizer = Detokenizer(self._vocabulary.tokenizer, sampling.stop, sampling.keep_control_tokens)
         return Sequence(
             job_id=job.job_id,
             prompt=job.prompt_token_ids,
@@ -53,16 +54,18 @@ class Generation:
             # the queue has sorted by plan already; within the engine, the order of arrival
             priority=0,
             deadline_s=job.deadline_at_ms / 1000,
-            detokenizer=Detokenizer(self._vocabulary.tokenizer, sampling.stop, sampling.keep_control_tokens),
-            on_output=lambda output: self._take(index, output),
+            detokenizer=detokenizer,
+            on_output=lambda output: self._take(index, output, detokenizer.stopped_by),
             rng=make_rng(sampling.seed, index),
         )
 
-    def _take(self, index: int, output: Output) -> None:
+    def _take(self, index: int, output: Output, stopped_by: str | None) -> None:
         in_hand = self._in_hand
         if in_hand.ended:
             return
         self._made[index] = output.completion_tokens
+        if index == 0:
+            in_hand.stop_sequence = stopped_by
         in_hand.prompt_tokens = max(in_hand.prompt_tokens, output.prompt_tokens)
         in_hand.cached_tokens = max(in_hand.cached_tokens, output.cached_tokens)
         in_hand.completion_tokens = sum(self._made)

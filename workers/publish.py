@@ -44,6 +44,7 @@ class JobInHand:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    stop_sequence: str | None = None
     first_token_at_ms: int = 0
     claimed_at_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
     published: threading.Event = field(default_factory=threading.Event)
@@ -138,6 +139,7 @@ class Publisher:
             prompt_tokens=in_hand.prompt_tokens,
             completion_tokens=in_hand.completion_tokens,
             cached_tokens=in_hand.cached_tokens,
+            stop_sequence=in_hand.stop_sequence if reason == "stop" else None,
             billing=job.billing,
             error_code=code or codes.get(reason),
             error_message=error,

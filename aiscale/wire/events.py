@@ -61,6 +61,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
 
     What was made is paid for, whoever stopped it; an ``error`` is not charged. ``text`` is the whole answer of a job
     with ``keep_log`` (its first choice, bounded by the model's context), else None. ``completion_tokens`` counts all choices;
+    ``stop_sequence`` is the stop string that ended the first choice;
     ``cached_tokens`` are those of ``prompt_tokens`` whose keys and values were there already.
     """
 
@@ -74,6 +75,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     completion_tokens: int
     billing: BillingTag
     cached_tokens: int = 0
+    stop_sequence: str | None = None
     error_code: str | None = None
     error_message: str | None = None
     text: str | None = None

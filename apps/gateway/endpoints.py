@@ -3,6 +3,8 @@
 from apps.gateway.chat_completions import answer_chat
 from apps.gateway.chat_schema import ChatBody
 from apps.gateway.embeddings import EmbeddingBody, answer_embeddings
+from apps.gateway.messages.creation import answer_count, answer_messages
+from apps.gateway.messages.schema import CountBody, MessagesBody
 from apps.gateway.model_list import answer_model, answer_models, refuse_model_deletion
 from apps.gateway.responses.creation import answer_creation
 from apps.gateway.responses.schema import ResponseBody
@@ -76,6 +78,24 @@ ROUTER = Router(
             answer=answer_input_items,
             tag="Responses",
             summary="List what was said to a response",
+        ),
+        Route(
+            method="POST",
+            path="/v1/messages",
+            answer=answer_messages,
+            body="json",
+            tag="Messages",
+            summary="Answer a conversation, in Anthropic's dialect",
+            request=MessagesBody,
+        ),
+        Route(
+            method="POST",
+            path="/v1/messages/count_tokens",
+            answer=answer_count,
+            body="json",
+            tag="Messages",
+            summary="Count the tokens of a conversation",
+            request=CountBody,
         ),
         Route(
             method="GET", path="/v1/models", answer=answer_models, tag="Models", summary="List the models you may use"

@@ -15,6 +15,8 @@ class Detokenizer:
         self.shown_chars = 0
         self.stopped = False
         """A stop string was found; nothing more comes."""
+        self.stopped_by: str | None = None
+        """The stop string that was found first."""
 
     @property
     def chars(self) -> int:
@@ -26,10 +28,11 @@ class Detokenizer:
         if self.stopped:
             return ""
         self._held += self._stream.step(self._tokenizer, token_id) or ""
-        places = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
+        places = [(place, stop) for stop in self._stop if (place := self._held.find(stop)) >= 0]
         if places:
             self.stopped = True
-            return self._show(min(places))
+            place, self.stopped_by = min(places)
+            return self._show(place)
         keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
         return self._show(len(self._held) - keep)
 

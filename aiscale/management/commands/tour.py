@@ -14,6 +14,7 @@ ORDER = (
     "apps.inference",
     "apps.gateway",
     "apps.gateway.responses",
+    "apps.gateway.messages",
     "apps.chat",
     "workers",
     "workers.artifacts",

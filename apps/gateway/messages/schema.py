@@ -1,0 +1,162 @@
+"""Say what a body of ``POST /v1/messages`` may hold."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from aiscale.errors import AiscaleError, Code
+from apps.gateway import parameters
+from apps.gateway.chat_schema import MAX_MESSAGES, MAX_STOP_CHARS, MAX_TOP_K
+from apps.gateway.exchange import Exchange
+from apps.inference.prompts import ChatMessage
+
+VERSIONS = ("2023-06-01",)
+MAX_STOP = 4
+
+HARMLESS = frozenset({"cache_control", "metadata", "service_tier"})
+"""They change nothing in an answer: labels, and hints about what is cached and how soon."""
+
+DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
+    "container": (),
+    "context_management": (),
+    "inference_geo": (),
+    "mcp_servers": ([],),
+    "output_config": ({},),
+    "thinking": ({"type": "disabled"},),
+    "tool_choice": ({"type": "none"}, {"type": "auto"}),
+    "tools": ([],),
+}
+
+_BLOCK_HARMLESS = frozenset({"cache_control"})
+_BLOCK_DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {"citations": ([],)}
+
+
+class TextBlock(msgspec.Struct, kw_only=True):
+    text: str
+    type: Literal["text"]
+
+
+class Message(msgspec.Struct, kw_only=True):
+    role: Literal["user", "assistant"]
+    content: str | list[dict[str, Any]]
+
+
+class CountBody(msgspec.Struct, kw_only=True):
+    """What is counted."""
+
+    model: str
+    messages: list[dict[str, Any]]
+    system: str | list[dict[str, Any]] = ""
+
+
+class MessagesBody(CountBody, kw_only=True):
+    """The parameters that are honoured."""
+
+    max_tokens: int
+    stop_sequences: list[str] = []
+    stream: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the turns, and the words with which the answer begins ('': none)."""
+
+    messages: list[ChatMessage]
+    prefill: str
+
+
+def check_version(exchange: Exchange) -> None:
+    """Raise: AiscaleError (INVALID_REQUEST) for a version of the API that is not spoken; none at all is the newest."""
+    version = exchange.find_header("anthropic-version")
+    if version is not None and version not in VERSIONS:
+        raise AiscaleError(
+            Code.INVALID_REQUEST,
+            f"The anthropic-version {version[:40]!r} is not spoken here. Send {VERSIONS[-1]}.",
+            param="anthropic-version",
+        )
+
+
+def read_messages(body: bytes) -> tuple[MessagesBody, Conversation]:
+    """Type and check a body. Raises: AiscaleError with ``param``."""
+    wanted = parameters.convert(
+        parameters.read_object(body), MessagesBody, harmless=HARMLESS, defaults_only=DEFAULTS_ONLY
+    )
+    parameters.check_range("temperature", wanted.temperature, 0, 1)
+    parameters.check_range("top_p", wanted.top_p, 0, 1, open_low=True)
+    parameters.check_range("top_k", wanted.top_k, 0, MAX_TOP_K)
+    if wanted.max_tokens < 1:
+        message = f"max_tokens is {wanted.max_tokens}; it must be at least 1."
+        raise AiscaleError(Code.INVALID_REQUEST, message, param="max_tokens")
+    stops = wanted.stop_sequences
+    if len(stops) > MAX_STOP or any(not stop.strip() or len(stop) > MAX_STOP_CHARS for stop in stops):
+        raise AiscaleError(
+            Code.INVALID_REQUEST,
+            f"stop_sequences must be at most {MAX_STOP} strings of 1 to {MAX_STOP_CHARS} characters, not blank.",
+            param="stop_sequences",
+        )
+    return wanted, read_conversation(wanted)
+
+
+def read_count(body: bytes) -> tuple[CountBody, Conversation]:
+    """Type and check a body of which tokens are counted. Raises: AiscaleError with ``param``."""
+    wanted = parameters.convert(parameters.read_object(body), CountBody, harmless=HARMLESS, defaults_only=DEFAULTS_ONLY)
+    return wanted, read_conversation(wanted)
+
+
+def read_conversation(wanted: CountBody) -> Conversation:
+    """Turn system and messages into turns. Raises: AiscaleError."""
+    if not 1 <= len(wanted.messages) <= MAX_MESSAGES:
+        raise AiscaleError(
+            Code.INVALID_REQUEST,
+            f"messages holds {len(wanted.messages)} entries; send 1 to {MAX_MESSAGES}.",
+            param="messages",
+        )
+    system = _read_content(wanted.system, "system")
+    turns = [ChatMessage(role="system", content=system)] if system else []
+    turns += [_read_message(value, f"messages[{index}]") for index, value in enumerate(wanted.messages)]
+    prefill = turns.pop().content if turns[-1].role == "assistant" else ""
+    if prefill != prefill.rstrip():
+        last = f"messages[{len(wanted.messages) - 1}].content"
+        message = "The last message is the assistant's, and cannot end with white space: the answer goes on from it."
+        raise AiscaleError(Code.INVALID_REQUEST, message, param=last)
+    if not any(turn.role != "system" for turn in turns):
+        message = "messages holds no message of the user. Send one."
+        raise AiscaleError(Code.INVALID_REQUEST, message, param="messages")
+    return Conversation(messages=_join_neighbours(turns), prefill=prefill)
+
+
+def _join_neighbours(turns: list[ChatMessage]) -> list[ChatMessage]:
+    """Make one turn of several of the same role, as Anthropic does."""
+    joined: list[ChatMessage] = []
+    for turn in turns:
+        if joined and joined[-1].role == turn.role:
+            joined[-1] = ChatMessage(role=turn.role, content=f"{joined[-1].content}\n\n{turn.content}")
+        else:
+            joined.append(turn)
+    return joined
+
+
+def _read_message(value: dict[str, Any], path: str) -> ChatMessage:
+    with parameters.within(path):
+        message = parameters.convert(value, Message, harmless=frozenset(), defaults_only={})
+    return ChatMessage(role=message.role, content=_read_content(message.content, f"{path}.content"))
+
+
+def _read_content(content: str | list[dict[str, Any]], path: str) -> str:
+    if isinstance(content, str):
+        return content
+    texts = []
+    for index, value in enumerate(content):
+        place = f"{path}[{index}]"
+        if value.get("type") != "text":
+            raise AiscaleError(
+                Code.UNSUPPORTED_PARAMETER,
+                f"Content blocks of the type {str(value.get('type'))[:40]!r} are not supported: {place} must be text.",
+                param=f"{place}.type",
+            )
+        with parameters.within(place):
+            block = parameters.convert(value, TextBlock, harmless=_BLOCK_HARMLESS, defaults_only=_BLOCK_DEFAULTS_ONLY)
+        texts.append(block.text)
+    return "".join(texts)
