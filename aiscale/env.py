@@ -4,6 +4,7 @@ A variable ``NAME`` may be given as ``NAME_FILE``, the path of a file that holds
 does not parse ends the process with one line that names the variable, what it holds and what it should hold.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,6 +111,14 @@ class Env:
     """The most jobs that may wait for one model before the gate answers QUEUE_FULL."""
     request_deadline_s: int
     body_limit_bytes: int
+    files_backend: str
+    """A Django storage class for callers' files. The default keeps them below ``data_dir``; several machines need a shared one."""
+    files_options: str
+    """What that class is made with, as a JSON object."""
+    file_limit_bytes: int
+    """The largest file that may be uploaded."""
+    files_quota_bytes: int
+    """The most that one organization's files may take together."""
     log_level: str
     time_zone: str
     """Where the months and days of budgets begin that name no time zone of their own."""
@@ -153,6 +162,10 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
         worker_concurrency=read_int(e, "AISCALE_WORKER_CONCURRENCY", 64, low=1, high=1024),
         queue_limit=read_int(e, "AISCALE_QUEUE_LIMIT", 256, low=1, high=1_000_000),
         request_deadline_s=read_int(e, "AISCALE_REQUEST_DEADLINE_S", 300, low=5, high=3600),
+        files_backend=read_text(e, "AISCALE_FILES_BACKEND", "django.core.files.storage.FileSystemStorage"),
+        files_options=_check_object(e, "AISCALE_FILES_OPTIONS"),
+        file_limit_bytes=read_int(e, "AISCALE_FILE_LIMIT_BYTES", 100 << 20, low=1024, high=8 << 30),
+        files_quota_bytes=read_int(e, "AISCALE_FILES_QUOTA_BYTES", 2 << 30, low=1024, high=1 << 50),
         body_limit_bytes=read_int(e, "AISCALE_BODY_LIMIT_BYTES", 4 << 20, low=1024, high=256 << 20),
         log_level=log_level,
         time_zone=_read_time_zone(e),
@@ -174,6 +187,17 @@ def _check_url(environ: Mapping[str, str], name: str, schemes: tuple[str, ...]) 
         # The value may hold a password: it is never repeated.
         raise BadSetting(name, f"must start with {' or '.join(schemes)}")
     return value
+
+
+def _check_object(environ: Mapping[str, str], name: str) -> str:
+    value = read_text(environ, name, "{}")
+    try:
+        if isinstance(json.loads(value), dict):
+            return value
+    except ValueError:
+        pass
+    # the value may hold a password: it is never repeated
+    raise BadSetting(name, "must be a JSON object")
 
 
 def _connectable(host: str) -> str:

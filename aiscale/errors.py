@@ -22,6 +22,7 @@ class Code(StrEnum):
     MODEL_NOT_ALLOWED = "model_not_allowed"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    STORAGE_FULL = "storage_full"
     # the gate
     RATE_LIMITED = "rate_limit_exceeded"
     TOO_MANY_IN_FLIGHT = "too_many_in_flight"

@@ -1,6 +1,7 @@
 """Django's settings, all driven by ``aiscale.env``. One comment says why for each that is not obvious."""
 
 import hashlib
+import json
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from django.templatetags.static import static
@@ -175,6 +176,15 @@ SERVESTATIC_ALLOW_ALL_ORIGINS = False
 SERVESTATIC_AUTOREFRESH = False
 SERVESTATIC_MAX_AGE = 60
 
+# callers' files; "default" and "staticfiles" are Django's own
+_files_options = json.loads(ENV.files_options)
+if ENV.files_backend.endswith(".FileSystemStorage"):
+    _files_options = {"location": str(ENV.data_dir / "files"), **_files_options}
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    "files": {"BACKEND": ENV.files_backend, "OPTIONS": _files_options},
+}
 DATA_UPLOAD_MAX_MEMORY_SIZE = ENV.body_limit_bytes
 X_FRAME_OPTIONS = "DENY"
 SECURE_CONTENT_TYPE_NOSNIFF = True

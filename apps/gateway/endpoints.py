@@ -3,6 +3,7 @@
 from apps.gateway.chat_completions import answer_chat
 from apps.gateway.chat_schema import ChatBody
 from apps.gateway.embeddings import EmbeddingBody, answer_embeddings
+from apps.gateway.files import answers as files
 from apps.gateway.messages.creation import answer_count, answer_messages
 from apps.gateway.messages.schema import CountBody, MessagesBody
 from apps.gateway.model_list import answer_model, answer_models, refuse_model_deletion
@@ -96,6 +97,32 @@ ROUTER = Router(
             tag="Messages",
             summary="Count the tokens of a conversation",
             request=CountBody,
+        ),
+        Route(
+            method="POST",
+            path="/v1/files",
+            answer=files.answer_upload,
+            body="stream",
+            tag="Files",
+            summary="Upload a file",
+        ),
+        Route(method="GET", path="/v1/files", answer=files.answer_list, tag="Files", summary="List files"),
+        Route(
+            method="GET", path="/v1/files/{file_id}", answer=files.answer_file, tag="Files", summary="Describe a file"
+        ),
+        Route(
+            method="GET",
+            path="/v1/files/{file_id}/content",
+            answer=files.answer_content,
+            tag="Files",
+            summary="Download a file",
+        ),
+        Route(
+            method="DELETE",
+            path="/v1/files/{file_id}",
+            answer=files.answer_deletion,
+            tag="Files",
+            summary="Delete a file",
         ),
         Route(
             method="GET", path="/v1/models", answer=answer_models, tag="Models", summary="List the models you may use"

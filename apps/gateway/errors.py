@@ -22,6 +22,7 @@ STATUSES: dict[Code, tuple[int, str]] = {
     Code.MODEL_NOT_ALLOWED: (403, "permission_error"),
     Code.NOT_FOUND: (404, _INVALID),
     Code.METHOD_NOT_ALLOWED: (405, _INVALID),
+    Code.STORAGE_FULL: (400, _INVALID),
     Code.RATE_LIMITED: (429, "requests"),
     Code.TOO_MANY_IN_FLIGHT: (429, "requests"),
     Code.BUDGET_EXHAUSTED: (429, _QUOTA),

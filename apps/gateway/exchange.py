@@ -1,7 +1,7 @@
 """Hold one HTTP request and its answer over plain ASGI."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -46,23 +46,24 @@ class Exchange:
 
     async def read_body(self) -> bytes:
         """Read the whole body. Raises: AiscaleError (BODY_TOO_LARGE), Disconnected."""
-        limit = settings.ENV.body_limit_bytes
+        return b"".join([part async for part in self.iter_body(settings.ENV.body_limit_bytes)])
+
+    async def iter_body(self, limit_bytes: int) -> AsyncIterator[bytes]:
+        """Yield the body as it comes. Raises: AiscaleError (BODY_TOO_LARGE), Disconnected."""
         declared = self.find_header("content-length")
-        if declared is not None and declared.isdigit() and int(declared) > limit:
-            raise _too_large(limit)
-        parts: list[bytes] = []
+        if declared is not None and declared.isdigit() and int(declared) > limit_bytes:
+            raise _too_large(limit_bytes)
         size, more = 0, True
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise Disconnected
-            part = message.get("body", b"")
+            part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
-            if size > limit:
-                raise _too_large(limit)
-            parts.append(part)
-            more = message.get("more_body", False)
-        return b"".join(parts)
+            if size > limit_bytes:
+                raise _too_large(limit_bytes)
+            if part:
+                yield part
 
     async def wait_disconnect(self) -> None:
         """Return when the client has left. Only after the body was read."""
@@ -75,6 +76,10 @@ class Exchange:
             status, {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
         )
         await self._send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
+
+    async def start_download(self, headers: Mapping[str, str]) -> None:
+        """Send the status of an answer that comes in parts (`send_part`, `end_stream`)."""
+        await self._start(200, headers)
 
     async def start_stream(self, headers: Mapping[str, str]) -> None:
         """Send the status of a stream of server-sent events."""

@@ -14,6 +14,38 @@ class OrganizationQuerySet(models.QuerySet[Any]):
         return self.filter(organization__public_id=organization_id)
 
 
+class StoredFile(Row):
+    """Keep the facts of one file; its bytes are in the storage ``files`` under ``storage_name``."""
+
+    PUBLIC_ID_PREFIX = "file"
+
+    class State(models.TextChoices):
+        UPLOADING = "uploading"
+        READY = "ready"
+        DELETING = "deleting"
+
+    organization = models.ForeignKey("accounts.Organization", on_delete=models.PROTECT, related_name="+")
+    state = models.CharField(max_length=16, choices=State.choices)
+    purpose = models.CharField(max_length=32)
+    filename = models.CharField(max_length=255)
+    size_bytes = models.BigIntegerField()
+    storage_name = models.CharField(max_length=200)
+    expires_at = models.DateTimeField(null=True)
+
+    objects = OrganizationQuerySet.as_manager()
+
+    class Meta:
+        constraints = [models.CheckConstraint(name="file_size_is_possible", condition=models.Q(size_bytes__gte=0))]
+        indexes = [
+            models.Index(fields=["organization", "state", "-id"], name="file_by_organization"),
+            models.Index(fields=["state", "updated_at"], condition=~models.Q(state="ready"), name="file_half_done"),
+            models.Index(fields=["expires_at"], condition=models.Q(expires_at__isnull=False), name="file_by_expiry"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.public_id} ({self.filename})"
+
+
 class StoredResponse(Row):
     """Keep one response of ``/v1/responses`` with its input, so that it can be fetched and continued until it expires."""
 

@@ -4,16 +4,18 @@ round comes anyway.
 
 from celery import shared_task
 
-from apps.gateway.responses import upkeep
+from apps.gateway.files import upkeep as files
+from apps.gateway.responses import upkeep as responses
 
 
 @shared_task(name="aiscale.gateway.finish_lost", ignore_result=True)
 def finish_lost() -> None:
     """Write the end of stored responses whose web process is gone."""
-    upkeep.finish_lost()
+    responses.finish_lost()
 
 
 @shared_task(name="aiscale.gateway.forget_expired", ignore_result=True)
 def forget_expired() -> None:
     """Delete what has expired."""
-    upkeep.forget_expired()
+    responses.forget_expired()
+    files.tidy()

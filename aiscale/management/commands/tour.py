@@ -15,6 +15,7 @@ ORDER = (
     "apps.gateway",
     "apps.gateway.responses",
     "apps.gateway.messages",
+    "apps.gateway.files",
     "apps.chat",
     "workers",
     "workers.artifacts",

@@ -25,6 +25,7 @@ class Exchange:
         value: Any = None,
         headers: dict[str, str] | None = None,
         parts: list[bytes] | None = None,
+        query: str = "",
     ) -> None:
         body = json.dumps(value).encode() if value is not None else body
         pairs = dict(headers or {})
@@ -34,6 +35,7 @@ class Exchange:
             "type": "http",
             "method": method,
             "path": path,
+            "query_string": query.encode(),
             "headers": [(name.encode(), text.encode()) for name, text in pairs.items()],
         }
         pieces = parts or [body]

@@ -1,0 +1,136 @@
+"""Files: kept within a quota, piece by piece, seen by their own organization alone, and never left half done."""
+
+import dataclasses
+import io
+import json
+from typing import Any
+
+import pytest
+
+from apps.accounts.callers import on_thread
+from apps.gateway.files import keeping, upkeep
+from apps.gateway.models import StoredFile
+from tests.apps.conftest import Cast
+from tests.apps.gateway.driver import Exchange
+
+BOUNDARY = "xxBOUNDARYxx"
+
+
+def make_body(file: bytes | None = b'{"a": 1}\n', filename: str = "lines.jsonl", **fields: str) -> bytes:
+    parts = [
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ]
+    if file is not None:
+        head = f'Content-Disposition: form-data; name="file"; filename="{filename}"\r\nContent-Type: text/plain'
+        parts.append(f"--{BOUNDARY}\r\n{head}\r\n\r\n".encode() + file + b"\r\n")
+    return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
+
+
+def upload(cast: Cast, body: bytes, parts: list[bytes] | None = None, **headers: str) -> Exchange:
+    kind = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"} | headers
+    return Exchange("POST", "/v1/files", key=cast.raw, body=body, parts=parts, headers=kind)
+
+
+async def get(cast: Cast, path: str, method: str = "GET") -> tuple[int, bytes]:
+    head, _, query = path.partition("?")
+    exchange = Exchange(method, head, key=cast.raw, query=query)
+    body = await exchange.read()
+    return exchange.status, body
+
+
+@pytest.fixture(autouse=True)
+def storage(settings: Any, tmp_path: Any) -> Any:
+    backend = {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": str(tmp_path)}}
+    settings.STORAGES = {**settings.STORAGES, "files": backend}
+    return tmp_path
+
+
+async def test_a_file_comes_back_as_it_went(cast: Cast, storage: Any) -> None:
+    data = bytes(range(256)) * 20_000  # 5 MB, and every byte there is
+    body = make_body(data, "../../etc/a \u00e9.jsonl", purpose="batch")
+    pieces = [body[start : start + 70_001] for start in range(0, len(body), 70_001)]
+    exchange = upload(cast, b"", pieces)
+    made = await exchange.read_json()
+    assert exchange.status == 200, made
+    assert (made["object"], made["bytes"], made["filename"]) == ("file", len(data), "a \u00e9.jsonl")
+    status, content = await get(cast, f"/v1/files/{made['id']}/content")
+    assert status == 200 and content == data
+    assert json.loads((await get(cast, f"/v1/files/{made['id']}"))[1]) == made
+    assert json.loads((await get(cast, "/v1/files?purpose=batch"))[1])["data"] == [made]
+    assert (await get(cast, f"/v1/files/{made['id']}", "DELETE"))[0] == 200
+    assert [path for path in storage.rglob("*") if path.is_file()] == []
+    for path in (f"/v1/files/{made['id']}", f"/v1/files/{made['id']}/content"):
+        assert (await get(cast, path))[0] == 404
+
+
+async def test_lists_come_in_pages(cast: Cast) -> None:
+    ids = [(await upload(cast, make_body(purpose="batch")).read_json())["id"] for _ in range(3)]
+    first = json.loads((await get(cast, "/v1/files?limit=2"))[1])
+    assert [file["id"] for file in first["data"]] == ids[:0:-1] and first["has_more"]
+    rest = json.loads((await get(cast, f"/v1/files?limit=2&after={first['last_id']}"))[1])
+    assert [file["id"] for file in rest["data"]] == ids[:1] and not rest["has_more"]
+    assert json.loads((await get(cast, "/v1/files?order=asc&limit=1"))[1])["data"][0]["id"] == ids[0]
+    for query in ("limit=0", "limit=x", "order=up", "after=file_nope", "purpose=tea", "what=1"):
+        assert (await get(cast, f"/v1/files?{query}"))[0] in (400, 404), query
+
+
+async def test_another_organizations_file_does_not_exist(cast: Cast) -> None:
+    made = await upload(cast, make_body(purpose="batch")).read_json()
+    stranger = await on_thread(lambda: Cast("bob@example.com"))
+    for method, rest in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+        assert (await get(stranger, f"/v1/files/{made['id']}{rest}", method))[0] == 404
+    assert json.loads((await get(stranger, "/v1/files"))[1])["data"] == []
+
+
+BAD: list[tuple[bytes, str | None]] = [
+    (make_body(), "purpose"),
+    (make_body(purpose="fine-tune"), "purpose"),
+    (make_body(None, purpose="batch"), "file"),
+    (make_body(purpose="batch", colour="red"), "colour"),
+    (make_body(purpose="batch", **{"expires_after[anchor]": "created_at"}), "expires_after"),
+    (make_body(purpose="x" * 5000), "purpose"),
+    (make_body(purpose="batch")[:-20], "file"),
+    (b"nonsense", "file"),
+    (b"", "file"),
+]
+
+
+@pytest.mark.parametrize(("body", "param"), BAD)
+async def test_bad_uploads(cast: Cast, storage: Any, body: bytes, param: str | None) -> None:
+    exchange = upload(cast, body)
+    error = (await exchange.read_json())["error"]
+    assert (exchange.status, error["param"]) == (400, param), error
+    assert await on_thread(StoredFile.objects.count) == 0 and list(storage.rglob("*")) == []
+
+
+async def test_limits_of_one_file_and_of_all(cast: Cast, settings: Any) -> None:
+    settings.ENV = dataclasses.replace(settings.ENV, file_limit_bytes=1000, files_quota_bytes=1500)
+    large = upload(cast, make_body(b"x" * 1001, purpose="batch"))
+    assert (await large.read_json())["error"]["code"] == "body_too_large" and large.status == 413
+    huge = upload(cast, make_body(b"x" * 100_000, purpose="batch"))
+    assert (await huge.read_json())["error"]["code"] == "body_too_large"
+    first = await upload(cast, make_body(b"x" * 1000, purpose="batch")).read_json()
+    full = upload(cast, make_body(b"x" * 501, purpose="batch"))
+    assert (await full.read_json())["error"]["code"] == "storage_full" and full.status == 400
+    await get(cast, f"/v1/files/{first['id']}", "DELETE")
+    assert (await upload(cast, make_body(b"x" * 501, purpose="batch")).read_json())["bytes"] == 501
+
+
+async def test_what_died_half_way_is_taken_away(cast: Cast, storage: Any) -> None:
+    organization_id = cast.organization.public_id
+
+    def make(state: str, **fields: Any) -> StoredFile:
+        row = keeping.keep(organization_id, io.BytesIO(b"abc"), filename="f", purpose="batch", size_bytes=3)
+        StoredFile.objects.filter(pk=row.pk).update(state=state, **fields)
+        return row
+
+    old = "2026-01-01T00:00:00Z"
+    await on_thread(lambda: make("uploading", updated_at=old))
+    await on_thread(lambda: make("deleting", updated_at=old))
+    await on_thread(lambda: make("ready", expires_at=old))
+    young = await on_thread(lambda: make("uploading"))
+    assert (await get(cast, f"/v1/files/{young.public_id}"))[0] == 404
+    assert await on_thread(upkeep.tidy) == 3
+    assert await on_thread(lambda: [row.pk for row in StoredFile.objects.all()]) == [young.pk]
+    assert len([path for path in storage.rglob("*") if path.is_file()]) == 1
