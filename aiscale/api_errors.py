@@ -56,16 +56,15 @@ def _answer_framework(error: exceptions.APIException) -> Response:
         code = Code.INVALID_API_KEY
     elif isinstance(error, exceptions.NotFound):
         code = Code.NOT_FOUND
+    elif isinstance(error, exceptions.PermissionDenied):
+        code = Code.PERMISSION_DENIED
     elif isinstance(error, exceptions.ParseError):
         code = Code.INVALID_JSON
     elif isinstance(error, exceptions.Throttled):
         code = Code.RATE_LIMITED
     wait_s = getattr(error, "wait", None)
     ours = AiscaleError(code, message, param=param, retry_after_s=wait_s)
-    value = error_object(ours)
-    if isinstance(error, exceptions.PermissionDenied):
-        value["error"] |= {"type": "permission_error", "code": "permission_denied"}
-    return Response(value, error.status_code, headers=error_headers(ours))
+    return Response(error_object(ours), error.status_code, headers=error_headers(ours))
 
 
 def _first_detail(detail: Any, param: str | None = None) -> tuple[str | None, str]:

@@ -20,5 +20,7 @@ app.conf.beat_schedule = {
     # the same for what administrators credited, refunded and adjusted
     "publish-corrections": {"task": "aiscale.spend.publish_corrected", "schedule": 10.0, "options": {"expires": 10}},
     "carry-credits": {"task": "aiscale.spend.carry_all", "schedule": 600.0, "options": {"expires": 600}},
+    # the outbox of invitations; a new one also sends itself at once
+    "send-invitations": {"task": "aiscale.accounts.send_invitations", "schedule": 15.0, "options": {"expires": 15}},
 }
 app.autodiscover_tasks(["apps.accounts", "apps.spend", "apps.inference", "apps.gateway", "apps.chat"])

@@ -23,6 +23,11 @@ class Code(StrEnum):
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     STORAGE_FULL = "storage_full"
+    PERMISSION_DENIED = "permission_denied"
+    LAST_OWNER = "last_owner"
+    ALREADY_MEMBER = "already_member"
+    INVITATION_ENDED = "invitation_ended"
+    TOO_MANY_OBJECTS = "too_many_objects"
     # the gate
     RATE_LIMITED = "rate_limit_exceeded"
     TOO_MANY_IN_FLIGHT = "too_many_in_flight"

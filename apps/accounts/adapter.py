@@ -1,17 +1,24 @@
 """Tell allauth what happens when somebody signs up."""
 
+import logging
 from typing import Any
 
 from allauth.account.adapter import DefaultAccountAdapter
 from django.db import transaction
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 
+from aiscale.errors import AiscaleError
+from apps.accounts import invitations
+from apps.accounts.addresses import client_address
+from apps.accounts.invitation_views import find_in_session
 from apps.accounts.models import User
 from apps.accounts.organizations import ensure_personal_organization
 
+log = logging.getLogger(__name__)
+
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
-    """Give every new user an organization, in the same transaction."""
+    """Give every new user an organization, in the same transaction, and let who was invited join."""
 
     def save_user(self, request: HttpRequest, user: User, form: Any, commit: bool = True) -> User:
         with transaction.atomic():
@@ -19,3 +26,20 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
             if commit:
                 ensure_personal_organization(saved)
         return saved
+
+    def unstash_verified_email(self, request: HttpRequest) -> str | None:
+        """Return the address that needs no confirmation: that of the invitation whose link this browser holds, if it signs up."""
+        invitation = find_in_session(request, request.POST.get("email", ""))
+        return invitation.email if invitation else None
+
+    def post_login(self, request: HttpRequest, user: User, *, signup: bool, **options: Any) -> HttpResponse:
+        """Let a new user join who came by an invitation's link."""
+        invitation = find_in_session(request, user.email) if signup else None
+        if invitation is not None:
+            try:
+                invitations.accept(user, invitation, holds_link=True, address=client_address(request))
+            except AiscaleError as refusal:
+                # it ended in this moment: its page says so
+                log.info("an invitation was not accepted: %s", refusal)
+        response: HttpResponse = super().post_login(request, user, signup=signup, **options)
+        return response

@@ -11,14 +11,16 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
 from aiscale.db import format_usd
 from aiscale.money_forms import UsdField
+from apps.accounts import audit
 from apps.accounts.audit_admin import Audited
 from apps.accounts.keys import revoke_key
-from apps.accounts.models import ApiKey, Membership, Organization, Plan, User
+from apps.accounts.membership_admin import InvitationInline, MembershipInline, RecordsMembers
+from apps.accounts.models import ApiKey, Organization, Plan, User
 from apps.accounts.organizations import ensure_personal_organization
 
 admin.site.unregister([Group, EmailAddress])
@@ -30,15 +32,8 @@ class CreationForm(UserCreationForm):  # type: ignore[misc]
         fields = ("email",)
 
 
-class MembershipInline(TabularInline):  # type: ignore[misc]
-    model = Membership
-    extra = 0
-    fields = ["user", "organization", "role"]
-    autocomplete_fields = ["user", "organization"]
-
-
 @admin.register(User)
-class UserAdmin(Audited, DjangoUserAdmin, ModelAdmin):  # type: ignore[misc,type-arg]
+class UserAdmin(RecordsMembers, Audited, DjangoUserAdmin, ModelAdmin):  # type: ignore[misc,type-arg]
     audit_as = "user"
     form = UserChangeForm
     add_form = CreationForm
@@ -79,7 +74,7 @@ class UserAdmin(Audited, DjangoUserAdmin, ModelAdmin):  # type: ignore[misc,type
 
 
 @admin.register(Organization)
-class OrganizationAdmin(Audited, ModelAdmin):  # type: ignore[misc]
+class OrganizationAdmin(RecordsMembers, Audited, ModelAdmin):  # type: ignore[misc]
     audit_as = "organization"
     list_display = ["name", "public_id", "plan", "is_active", "created_at"]
     list_filter = ["plan", "is_active"]
@@ -87,7 +82,7 @@ class OrganizationAdmin(Audited, ModelAdmin):  # type: ignore[misc]
     readonly_fields = ["public_id", "personal_of", "created_at", "updated_at"]
     fields = ["name", "public_id", "plan", "is_active", "personal_of", "created_at", "updated_at"]
     list_select_related = ["plan"]
-    inlines = [MembershipInline]
+    inlines = [MembershipInline, InvitationInline]
 
     def audited_organization_id(self, obj: Organization) -> str:
         return obj.public_id
@@ -197,7 +192,7 @@ class ApiKeyAdmin(ModelAdmin):  # type: ignore[misc]
     def revoke_selected(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         count = 0
         for key in queryset.filter(revoked_at=None).select_related("organization", "created_by"):
-            revoke_key(key)
+            revoke_key(key, audit.by_request(request))
             count += 1
         messages.success(request, f"{count} keys are revoked and refused from now on.")
 

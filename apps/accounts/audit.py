@@ -52,6 +52,11 @@ def by_user(user: User, *, address: str = "") -> Actor:
     return Actor(kind=AuditEvent.ActorKind.USER, name=user.email, actor_id=user.public_id, address=address)
 
 
+def by_link(email: str, *, address: str = "") -> Actor:
+    """Name somebody without an account who holds a link that was mailed to them."""
+    return Actor(kind=AuditEvent.ActorKind.LINK, name=email, address=address)
+
+
 def by_command() -> Actor:
     """Name the operating system's user who runs a management command."""
     return Actor(kind=AuditEvent.ActorKind.COMMAND, name=f"{_login_name()} (command line)")

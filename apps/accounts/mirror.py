@@ -39,7 +39,8 @@ def publish_key(key: ApiKey) -> None:
 
 def publish_organization(organization: Organization) -> None:
     """Mirror one organization once the surrounding transaction commits. I/O: one Redis trip."""
-    fields = {"plan": organization.plan.slug, "state": "active" if organization.is_active else "suspended"}
+    is_open = organization.is_active and organization.deleted_at is None
+    fields = {"plan": organization.plan.slug, "state": "active" if is_open else "suspended"}
     _publish(keys.organization(organization.public_id), fields, f"organization:{organization.public_id}")
 
 

@@ -154,7 +154,7 @@ class Plan(Row):
 
 
 class Organization(Row):
-    """Pay for requests. A personal one belongs to one user."""
+    """Pay for requests. A personal one belongs to one user; a deleted one is kept for its ledger, without members and keys."""
 
     PUBLIC_ID_PREFIX = "org"
 
@@ -164,6 +164,7 @@ class Organization(Row):
     personal_of = models.OneToOneField(
         User, on_delete=models.CASCADE, null=True, blank=True, related_name="personal_organization"
     )
+    deleted_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     def __str__(self) -> str:
         return self.name
@@ -174,9 +175,18 @@ class Organization(Row):
         super().save(*args, **kwargs)
         mirror.publish_organization(self)
 
+    @property
+    def is_personal(self) -> bool:
+        return self.personal_of_id is not None
+
+    @property
+    def display_name(self) -> str:
+        """What its members call it: everybody's own one is "Personal"."""
+        return "Personal" if self.is_personal else self.name
+
 
 class Membership(Row):
-    """Let a user act for an organization."""
+    """Let a user act for an organization. The database refuses to leave an organization without an owner."""
 
     PUBLIC_ID_PREFIX = "mem"
 
@@ -184,6 +194,7 @@ class Membership(Row):
         OWNER = "owner"
         ADMIN = "admin"
         MEMBER = "member"
+        BILLING = "billing"
 
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="memberships")
     organization = models.ForeignKey(Organization, on_delete=models.CASCADE, related_name="memberships")
@@ -194,6 +205,49 @@ class Membership(Row):
 
     def __str__(self) -> str:
         return f"{self.user} in {self.organization}"
+
+
+class Invitation(Row):
+    """Ask the owner of an address to join. The link in the mail is a signature of ``public_id``; it works once, while this is
+    ``pending`` and not past ``expires_at``."""
+
+    PUBLIC_ID_PREFIX = "inv"
+
+    class State(models.TextChoices):
+        PENDING = "pending"
+        ACCEPTED = "accepted"
+        DECLINED = "declined"
+        REVOKED = "revoked"
+
+    organization = models.ForeignKey(Organization, on_delete=models.CASCADE, related_name="invitations")
+    email = models.EmailField("e-mail address", help_text="In lower case.")
+    role = models.CharField(max_length=16, choices=Membership.Role.choices, default=Membership.Role.MEMBER)
+    invited_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="invitations_made")
+    state = models.CharField(max_length=16, choices=State.choices, default=State.PENDING)
+    expires_at = models.DateTimeField()
+    send_at = models.DateTimeField(null=True, blank=True)
+    """When its mail is due, or due again after a failure. Empty once it was handed to the mail server."""
+    send_attempts = models.PositiveSmallIntegerField(default=0)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["organization", "email"], condition=models.Q(state="pending"), name="invitation_pending_once"
+            ),
+            models.CheckConstraint(name="invitation_in_lower_case", condition=models.Q(email=Lower("email"))),
+        ]
+        indexes = [
+            models.Index(fields=["email"], name="invitation_by_email", condition=models.Q(state="pending")),
+            models.Index(fields=["send_at"], name="invitation_due", condition=models.Q(send_at__isnull=False)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.email} to {self.organization}"
+
+    @property
+    def is_expired(self) -> bool:
+        return self.state == self.State.PENDING and self.expires_at <= timezone.now()
 
 
 class ApiKey(Row):
@@ -264,6 +318,7 @@ class AuditEvent(models.Model):
         COMMAND = "command"
         SYSTEM = "system"
         BUDGET = "budget"
+        LINK = "link"
 
     public_id = models.CharField(max_length=40, unique=True, editable=False)
     at = models.DateTimeField(default=timezone.now)

@@ -9,6 +9,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 from django_ratelimit.core import is_ratelimited
 
+from apps.accounts import audit
 from apps.accounts.forms import KeyForm
 from apps.accounts.keys import create_key, revoke_key
 from apps.accounts.models import ApiKey, Organization, User
@@ -43,7 +44,7 @@ def show_keys(request: HttpRequest) -> HttpResponse:
 def revoke(request: HttpRequest, key_id: str) -> HttpResponse:
     """Revoke one of the caller's own keys. Another one's key does not exist."""
     key = get_object_or_404(ApiKey, public_id=key_id, organization__memberships__user=request.user)
-    revoke_key(key)
+    revoke_key(key, audit.by_request(request))
     messages.success(request, f"The key ending in {key.hint} is revoked. Programs that use it are refused from now on.")
     return redirect("accounts:keys")
 

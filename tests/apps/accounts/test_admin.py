@@ -11,8 +11,9 @@ from django.urls import reverse
 from redis import Redis
 
 from aiscale.wire import keys
-from apps.accounts import audit
-from apps.accounts.models import Organization, Plan, User
+from apps.accounts import audit, organizations
+from apps.accounts.keys import create_key
+from apps.accounts.models import AuditEvent, Membership, Organization, Plan, User
 from apps.chat import turns
 from apps.inference.models import Model
 from apps.spend import killswitch, settlement
@@ -157,7 +158,32 @@ def test_a_models_price_is_in_dollars_a_million(browser: Client) -> None:
 def test_an_organization_moves_to_another_plan(browser: Client, cast: Cast, redis_url: str) -> None:
     pro = Plan.objects.get(slug="pro")
     url = reverse("admin:accounts_organization_change", args=[cast.organization.pk])
-    values = {"name": "Ada's", "plan": pro.pk, "memberships-TOTAL_FORMS": 0, "memberships-INITIAL_FORMS": 0}
+    values = {"name": "Ada's", "plan": pro.pk}
+    for inline in ("memberships", "invitations"):
+        values |= {f"{inline}-TOTAL_FORMS": 0, f"{inline}-INITIAL_FORMS": 0}
     assert browser.post(url, values | {"is_active": "on"}).status_code == 302
     assert Organization.objects.get(pk=cast.organization.pk).plan == pro
     assert Redis.from_url(redis_url).hget(keys.organization(cast.organization.public_id), "plan") == b"pro"
+
+
+def test_members_change_in_the_admin_as_on_the_pages(browser: Client, cast: Cast) -> None:
+    place = organizations.create(cast.user, "Acme")
+    bob = User.objects.create_user("bob@example.com")
+    member = Membership.objects.create(user=bob, organization=place.organization, role="member")
+    key, _ = create_key(place.organization, bob)
+    url = reverse("admin:accounts_organization_change", args=[place.organization.pk])
+    values = {"name": "Acme", "plan": place.organization.plan_id, "is_active": "on", "memberships-TOTAL_FORMS": 2}
+    values |= {"memberships-INITIAL_FORMS": 2, "invitations-TOTAL_FORMS": 0, "invitations-INITIAL_FORMS": 0}
+    for number, (row, role) in enumerate(((place, "owner"), (member, "member"))):
+        for name, value in (("id", row.pk), ("organization", place.organization.pk), ("user", row.user_id)):
+            values[f"memberships-{number}-{name}"] = value
+        values[f"memberships-{number}-role"] = role
+    for last_owner in ({"memberships-0-role": "admin"}, {"memberships-0-DELETE": "on"}):
+        page = browser.post(url, values | last_owner)
+        assert page.status_code == 200 and b"An organization needs an owner" in page.content
+    assert browser.post(url, values | {"memberships-0-role": "admin", "memberships-1-role": "owner"}).status_code == 302
+    assert browser.post(url, values | {"memberships-0-role": "owner", "memberships-1-DELETE": "on"}).status_code == 302
+    key.refresh_from_db()
+    assert key.state == "revoked"
+    actions = list(AuditEvent.objects.filter(target=f"user:{bob.public_id}").values_list("action", flat=True))
+    assert actions == ["member.remove", "member.role"]

@@ -5,6 +5,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.core.validators import validate_email
 from django.db import transaction
 
+from apps.accounts import audit
 from apps.accounts.keys import create_key
 from apps.accounts.models import Plan, User
 from apps.accounts.organizations import ensure_personal_organization
@@ -37,5 +38,5 @@ class Command(BaseCommand):
             if plan is not None and organization.plan_id != plan.pk:
                 organization.plan = plan
                 organization.save(update_fields=["plan", "updated_at"])
-            _, raw = create_key(organization, user, options["name"][:80])
+            _, raw = create_key(organization, user, options["name"][:80], by=audit.by_command())
         self.stdout.write(raw)
