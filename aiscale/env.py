@@ -107,6 +107,7 @@ class Env:
     context_tokens: int
     """The longest sequence the engine keeps; a model's own limit may be lower."""
     worker_concurrency: int
+    """Tickets that a worker works on at once: each running generation takes one, each encoder two."""
     queue_limit: int
     """The most jobs that may wait for one model before the gate answers QUEUE_FULL."""
     request_deadline_s: int
@@ -137,6 +138,7 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
     if log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise BadSetting("AISCALE_LOG_LEVEL", f"is {log_level!r}; it must be DEBUG, INFO, WARNING or ERROR")
     cores = os.cpu_count() or 1
+    slots = read_int(e, "AISCALE_ENGINE_SLOTS", 16, low=1, high=512)
     return Env(
         host=host,
         port=port,
@@ -153,13 +155,13 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
         email_from=read_text(e, "AISCALE_EMAIL_FROM", "aiscale@localhost"),
         web_workers=read_int(e, "WEB_WORKERS", max(1, cores // 2), low=1, high=256),
         execution_providers=read_text(e, "AISCALE_EXECUTION_PROVIDERS"),
-        engine_slots=read_int(e, "AISCALE_ENGINE_SLOTS", 16, low=1, high=512),
+        engine_slots=slots,
         engine_threads=read_int(e, "AISCALE_ENGINE_THREADS", 0, low=0, high=512),
         engine_runner=runner,
         fake_step_ms=read_int(e, "AISCALE_FAKE_STEP_MS", 5, low=0, high=10_000),
         worker_models=read_list(e, "AISCALE_WORKER_MODELS"),
         context_tokens=read_int(e, "AISCALE_CONTEXT_TOKENS", 4096, low=128, high=1_048_576),
-        worker_concurrency=read_int(e, "AISCALE_WORKER_CONCURRENCY", 64, low=1, high=1024),
+        worker_concurrency=read_int(e, "AISCALE_WORKER_CONCURRENCY", max(64, slots + 16), low=1, high=1024),
         queue_limit=read_int(e, "AISCALE_QUEUE_LIMIT", 256, low=1, high=1_000_000),
         request_deadline_s=read_int(e, "AISCALE_REQUEST_DEADLINE_S", 300, low=5, high=3600),
         files_backend=read_text(e, "AISCALE_FILES_BACKEND", "django.core.files.storage.FileSystemStorage"),

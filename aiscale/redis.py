@@ -5,6 +5,7 @@ One asynchronous client per event loop, one synchronous client per process. Both
 
 import asyncio
 import weakref
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -13,12 +14,12 @@ from django.conf import settings
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from aiscale.errors import AiscaleError, Code
-from aiscale.wire.scripts import read_script
+from aiscale.wire.scripts import digest_script, read_script
 
 UNAVAILABLE = (RedisError, OSError)
 """What a Redis that is down or starting raises."""
@@ -79,6 +80,23 @@ def get_sync() -> Redis:
     )
 
 
+def run_script(client: Redis, name: str, keys: Sequence[str], values: Sequence[str | int | bytes]) -> Any:
+    """Run a script of the wire. I/O: one Redis trip, two when the server has just started. Raises: RedisError, OSError."""
+    try:
+        return client.evalsha(digest_script(name), len(keys), *keys, *values)
+    except NoScriptError:
+        return client.eval(read_script(name), len(keys), *keys, *values)
+
+
+async def run_script_async(name: str, keys: Sequence[str], values: Sequence[str | int | bytes]) -> Any:
+    """Run a script of the wire with the running loop's client. I/O, Raises: as `run_script`."""
+    client: Any = get_async()
+    try:
+        return await client.evalsha(digest_script(name), len(keys), *keys, *values)
+    except NoScriptError:
+        return await client.eval(read_script(name), len(keys), *keys, *values)
+
+
 def unavailable() -> AiscaleError:
     """Say that Redis does not answer: the gate fails closed (DESIGN rule 5)."""
     return AiscaleError(
@@ -88,4 +106,13 @@ def unavailable() -> AiscaleError:
     )
 
 
-__all__ = ["UNAVAILABLE", "get_async", "get_async_reader", "get_sync", "read_script", "unavailable"]
+__all__ = [
+    "UNAVAILABLE",
+    "get_async",
+    "get_async_reader",
+    "get_sync",
+    "read_script",
+    "run_script",
+    "run_script_async",
+    "unavailable",
+]

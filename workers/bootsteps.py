@@ -30,6 +30,7 @@ class ServingStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 @worker_shutting_down.connect
 def _end_what_runs(**_: Any) -> None:
+    serving.drain_serving()
     # the pool waits for its tasks: this ends those that take too long
     timer = threading.Timer(GRACE_S, serving.close_serving)
     timer.daemon = True

@@ -12,6 +12,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from aiscale.wire import codec, keys, scopes
+from workers import intake
 from workers.config import WORKER_ID, get_redis
 from workers.serving import Serving
 
@@ -103,6 +104,8 @@ def obey(serving: Serving, data: bytes) -> None:
         return
     if control.order == "cancel":
         serving.abort(control.job_id, "cancelled")
+    elif control.order == "work":
+        intake.work_beside(serving, control.scope.removeprefix("model:"))
     elif control.order == "kill":
         serving.orders = {**serving.orders, control.scope: scopes.Order(control.reason)}
         _end_stopped(serving)

@@ -19,9 +19,13 @@ from workers.engine.runner_fake import FakeEncoder, FakeRunner
 from workers.engine.sequence import Sequence
 from workers.engine.vocabulary import Vocabulary
 from workers.generation import Generation
+from workers.lanes import Lanes
 from workers.publish import JobInHand, Publisher
 
 log = logging.getLogger(__name__)
+
+ENCODER_LANES = 2
+"""One batch is computed while the next one is fetched."""
 
 _serving: "Serving | None" = None
 _ready = threading.Event()
@@ -38,6 +42,9 @@ class Serving:
         self.providers: list[str] = _choose_providers()
         self.started_at_ms = time.time_ns() // 1_000_000
         self.closing = False
+        self.draining = False
+        """Whether the worker was told to stop: it takes no more jobs."""
+        self.lanes: dict[str, Lanes] = {}
         self._vocabularies: dict[str, Vocabulary] = {}
         self.orders: dict[str, scopes.Order] = {}
         """What is stopped, by scope, as this worker has heard it."""
@@ -98,7 +105,7 @@ class Serving:
 
     def close(self) -> None:
         """Stop all threads; jobs that still run end as errors, those that said nothing yet are left to the reaper."""
-        self.closing = True
+        self.closing = self.draining = True
         for thread in self._threads().values():
             thread.stop()
         self.publisher.flush(5.0)
@@ -115,6 +122,8 @@ class Serving:
             encoder = EncoderThread(_open_encoder(directory, manifest, self.providers))
             encoder.start(f"encoder-{name}")
             self._encoders[name] = encoder
+        generates = manifest.kind == "generate"
+        self.lanes[name] = Lanes("generate", ENV.engine_slots) if generates else Lanes("encode", ENCODER_LANES)
         self.versions[name] = manifest.version
         log.info("loaded in %.1f s", time.monotonic() - started, extra={"model": name, "event": "model.loaded"})
 
@@ -157,6 +166,12 @@ def get_serving() -> Serving:
     _ready.wait()
     assert _serving is not None
     return _serving
+
+
+def drain_serving() -> None:
+    """Take no more jobs from the queue."""
+    if _serving is not None:
+        _serving.draining = True
 
 
 def close_serving() -> None:

@@ -94,10 +94,11 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
 
     ``cancel``: drop ``job_id``. ``kill``: end and refuse everything of ``scope`` (see ``aiscale.wire.scopes``).
     ``release``: the scope works again. ``refresh``: the named Redis or in-process copy (``scope`` = ``key:<digest>``,
-    ``plan:<slug>``, ``catalog`` ...) is stale.
+    ``plan:<slug>``, ``catalog`` ...) is stale. ``work``: jobs of ``scope`` = ``model:<slug>`` wait, and the worker that was called
+    is busy.
     """
 
-    order: Literal["cancel", "kill", "release", "refresh"]
+    order: Literal["cancel", "kill", "release", "refresh", "work"]
     job_id: str = ""
     scope: str = ""
     reason: str = ""

@@ -31,7 +31,9 @@ JOB_LOG_TTL_S = 3_600
 
 
 def job_record(job_id: str) -> str:
-    """Hash: kind, payload (JSON job), queue, state (queued|running|done), attempt, worker, streamed (0|1), cancelled (reason)."""
+    """Hash: kind, payload (JSON job), model, state (queued|running|done), attempt, worker, streamed (0|1), deadline_ms, cancelled
+    (reason), resting (1 while it is held back after a worker was lost); its place in the queue: queued_at_ms, seq, tier, organization,
+    tokens, weight."""
     return f"{PREFIX}job:{job_id}"
 
 
@@ -122,11 +124,24 @@ def rate(organization_id: str) -> str:
     return f"{PREFIX}rate:{organization_id}"
 
 
+# --- the queue: written by the job scripts alone, as queue.lua says ----------------------------------------------------------------
+
+QUEUES = PREFIX + "queues"
+"""Hash: model that was ever asked for -> kind (generate|encode)."""
+
+
 def queue_depth(model: str) -> str:
-    """Sorted set: queued job id -> deadline ms, of one model; members leave when a worker claims them. Written by the job scripts."""
+    """Sorted set: queued job id -> deadline ms, of one model; members leave when a worker claims them."""
     return f"{PREFIX}queued:{model}"
 
 
+def queue_state(model: str) -> str:
+    """Hash: seq, called_at_ms (a ticket is on its way since), backlog_at_ms (jobs wait since), rate_at_ms, rate_tokens and rate_ms (how
+    fast the model works while jobs wait), time:<tier>, tokens:<tier> and tokens:<tier>:<organization> (waiting). Also the beginning of the
+    names of the lanes, sorted sets (see ``lua/queue.lua``)."""
+    return f"{PREFIX}queue:{model}"
+
+
 def celery_queue(model: str) -> str:
-    """Celery queue of one model."""
+    """Celery queue of one model. It carries tickets: "there is work for this model"."""
     return f"model.{model}"

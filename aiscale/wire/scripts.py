@@ -1,19 +1,65 @@
 """Load the Lua scripts that both sides run. Each file opens with its KEYS, ARGV, return codes and a worked example."""
 
+import hashlib
 from functools import cache
 from importlib.resources import files
 
 from aiscale.wire import codec, keys
+from aiscale.wire.broker import broker_list, make_ticket
 from aiscale.wire.events import Finished
 
 BY_REAPER, FROM_QUEUE = "", "queue"
 """Who may end a job besides its worker: the reaper, once its lease has passed; and whoever takes it out of the queue, while it waits."""
 
+USES_QUEUE = "Uses queue.lua"
+
 
 @cache
 def read_script(name: str) -> str:
-    """Return the text of ``aiscale/wire/lua/<name>.lua``. I/O: one small file, once a process."""
-    return (files("aiscale.wire") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+    """Return the text of ``aiscale/wire/lua/<name>.lua``, ready to run. I/O: small files, once a process."""
+    return complete_script((files("aiscale.wire") / "lua" / f"{name}.lua").read_text(encoding="utf-8"))
+
+
+@cache
+def digest_script(name: str) -> str:
+    """Return the digest under which Redis keeps `read_script`. I/O: as that."""
+    return hashlib.sha1(read_script(name).encode(), usedforsecurity=False).hexdigest()
+
+
+def complete_script(text: str) -> str:
+    """Put queue.lua in front of a script that uses it. I/O: one small file, once a process."""
+    return f"{_read_queue_functions()}\n{text}" if USES_QUEUE in text else text
+
+
+@cache
+def _read_queue_functions() -> str:
+    text = (files("aiscale.wire") / "lua" / "queue.lua").read_text(encoding="utf-8")
+    # what runs needs no comments
+    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
+
+
+def claim_arguments(
+    kind: str,
+    model: str,
+    worker_id: str,
+    *,
+    now_ms: int,
+    most_jobs: int = 1,
+    most_tokens: int = 0,
+    with_ticket: bool = True,
+    lease_ms: int = keys.LEASE_MS,
+) -> tuple[list[str], list[str | int | bytes]]:
+    """Return KEYS and ARGV of claim.lua. ``with_ticket``: a ticket of Celery's brought the worker here."""
+    return [keys.queue_state(model), keys.queue_depth(model), keys.LEASES, broker_list(model)], [
+        worker_id,
+        now_ms,
+        now_ms + lease_ms,
+        most_jobs,
+        most_tokens,
+        keys.job_record(""),
+        int(with_ticket),
+        make_ticket(kind, model),
+    ]
 
 
 def finish_arguments(
@@ -28,6 +74,7 @@ def finish_arguments(
         keys.replies(reply_to),
         keys.job_log(job_id),
         keys.queue_depth(event.model),
+        keys.queue_state(event.model),
     ], [
         job_id,
         by,
@@ -38,4 +85,5 @@ def finish_arguments(
         keys.REPLIES_TTL_S,
         keys.JOB_LOG_TTL_S,
         keys.JOB_RECORD_AFTER_S,
+        event.prompt_tokens + event.completion_tokens,
     ]

@@ -1,10 +1,11 @@
 """Know the models, and run a request from its first check to its last event.
 
-Owns:        table Model; Redis keys job record, job log, leases, queued jobs and replies (all through the scripts of aiscale.wire)
+Owns:        table Model; Redis keys job record, job log, leases, queue, lanes and replies (all through the scripts of aiscale.wire)
 Enter at:    completions.start, embeddings.embed, replies.follow, queue.cancel, catalog.get_model, reaper.run, stopping.run,
              presence.list_workers
 May import:  apps.spend, apps.accounts, aiscale.redis, db, wire, env, errors, observability
-Invariant:   a job is admitted before it is queued; whoever waits for it meets exactly one end, by its deadline at the latest
-Hot path:    completions: three Redis trips (key, gate, queue) and no SQL once the catalog and the plan are warm
+Invariant:   a job is admitted before it is queued, and no organization keeps another waiting; whoever
+             waits for a job meets exactly one end, by its deadline at the latest
+Hot path:    completions: three Redis trips (key, gate, queue with its ticket) and no SQL once the catalog and the plan are warm
 If it fails: no Redis: 503 before anything is spent. A worker that dies: another try before the first token, a clear error after it
 """

@@ -1,80 +1,113 @@
-"""Put jobs into their model's queue, take them back, and cancel them."""
+"""Put jobs into their model's queue, and cancel them.
+
+A job waits in Redis, in a fair order (``aiscale/wire/lua/queue.lua``), until a worker asks for it. Celery carries tickets, which
+tell a worker that there is something to ask for; the script that queues a job pushes its ticket too.
+"""
 
 import asyncio
 import logging
-from typing import Any
+import time
 
 from django.conf import settings
-from kombu.exceptions import OperationalError
 
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire import codec, keys
+from aiscale.wire.broker import broker_list, make_ticket
 from aiscale.wire.events import Control
-from aiscale.wire.jobs import ENCODE_TASK, GENERATE_TASK, EncodeJob, GenerateJob
-from aiscale.wire.scripts import read_script
+from aiscale.wire.jobs import EncodeJob, GenerateJob
 
 log = logging.getLogger(__name__)
 
-TASKS = {"generate": GENERATE_TASK, "encode": ENCODE_TASK}
 REDIS_TIMEOUT_S = 3.0
+WITHDRAW_EVERY_S = 1.0
+WEIGHT = 1
+"""What an organization's share of its tier weighs, unless its plan says otherwise."""
+
+_withdrawals: set[asyncio.Task[None]] = set()
 
 
-async def enqueue(job: GenerateJob | EncodeJob, priority: int) -> None:
-    """Write the job's record and send its message. If the message cannot be sent, the record goes too.
+async def enqueue(job: GenerateJob | EncodeJob, priority: int, weight: int = WEIGHT) -> None:
+    """Write the job's record, give it its place, and call a worker: all of it or nothing.
 
-    I/O: one Redis trip for the record, one for the message (on a thread). Raises: AiscaleError (BACKEND_UNAVAILABLE).
+    I/O: one Redis trip. Raises: AiscaleError (BACKEND_UNAVAILABLE); what may have been queued all the same is withdrawn.
     """
     kind = "generate" if isinstance(job, GenerateJob) else "encode"
-    payload, queue = codec.encode_job(job), keys.celery_queue(job.model)
-    names = [keys.job_record(job.job_id), keys.LEASES, keys.queue_depth(job.model)]
-    # the record outlives the deadline by the reaper's patience, so that nothing that may still run is forgotten
-    record_ttl_s = settings.ENV.request_deadline_s + keys.JOB_RECORD_AFTER_S
+    names = [
+        keys.job_record(job.job_id),
+        keys.LEASES,
+        keys.queue_state(job.model),
+        keys.queue_depth(job.model),
+        broker_list(job.model),
+        keys.QUEUES,
+    ]
+    values: list[str | int | bytes] = [
+        job.job_id,
+        kind,
+        codec.encode_job(job),
+        job.model,
+        job.deadline_at_ms,
+        # the record outlives the deadline by the reaper's patience, so that nothing that may still run is forgotten
+        settings.ENV.request_deadline_s + keys.JOB_RECORD_AFTER_S,
+        time.time_ns() // 1_000_000,
+        priority,
+        job.billing.organization_id,
+        count_tokens(job),
+        weight,
+        make_ticket(kind, job.model),
+    ]
     try:
         async with asyncio.timeout(REDIS_TIMEOUT_S):
-            await _eval("enqueue", names, [job.job_id, kind, payload, queue, job.deadline_at_ms, record_ttl_s])
-        await asyncio.to_thread(send, kind, payload, queue, priority)
-    except (*redis_clients.UNAVAILABLE, OperationalError, TimeoutError) as error:
+            await redis_clients.run_script_async("enqueue", names, values)
+    except (*redis_clients.UNAVAILABLE, TimeoutError) as error:
         log.error("a job could not be queued: %s", error, extra={"job_id": job.job_id})
-        await _withdraw(job.job_id, names)
+        task = asyncio.create_task(_withdraw(job))
+        _withdrawals.add(task)
+        task.add_done_callback(_withdrawals.discard)
         raise AiscaleError(
             Code.BACKEND_UNAVAILABLE, "The request could not be queued. Try again in a few seconds.", retry_after_s=2
         ) from error
 
 
-def send(kind: str, payload: str, queue: str, priority: int) -> None:
-    """Send a job's message. Sending it twice does no harm: claim.lua answers it once.
-
-    I/O: one Redis trip. Raises: kombu.exceptions.OperationalError.
-    """
-    from aiscale.celery import app
-
-    app.send_task(TASKS[kind], args=[payload], queue=queue, priority=priority, ignore_result=True)
+def count_tokens(job: GenerateJob | EncodeJob) -> int:
+    """Return how many tokens a job may have computed, at the most: its length in the fair order."""
+    if isinstance(job, GenerateJob):
+        return len(job.prompt_token_ids) + job.sampling.n * job.sampling.max_tokens
+    return sum(map(len, job.inputs))
 
 
 async def cancel(job_id: str, reason: str) -> bool:
-    """Stop a job at its engine's next step, or before it begins. What was made is charged. False when it has ended.
+    """Stop a job at its engine's next step; one that waits loses its place at once, and the reaper ends it. What was made is charged.
+    False when it has ended.
 
     I/O: one Redis trip. Raises: redis.exceptions.RedisError, OSError.
     """
     order = codec.encode_control(Control(order="cancel", job_id=job_id, reason=reason))
-    return bool(await _eval("cancel", [keys.job_record(job_id)], [reason, keys.CONTROL_CHANNEL, order]))
+    values: list[str | int | bytes] = [
+        job_id,
+        reason,
+        time.time_ns() // 1_000_000,
+        keys.CONTROL_CHANNEL,
+        order,
+        keys.queue_state(""),
+        keys.queue_depth(""),
+    ]
+    return bool(await redis_clients.run_script_async("cancel", [keys.job_record(job_id), keys.LEASES], values))
 
 
-async def _withdraw(job_id: str, names: list[str]) -> None:
-    """Forget a job whose message could not be sent; should the message have gone out after all, its claim finds nothing."""
-    record, *sets = names
-    try:
-        pipeline: Any = redis_clients.get_async().pipeline(transaction=True)
-        pipeline.delete(record)
-        for name in sets:
-            pipeline.zrem(name, job_id)
-        async with asyncio.timeout(REDIS_TIMEOUT_S):
-            await pipeline.execute()
-    except (*redis_clients.UNAVAILABLE, TimeoutError):
-        log.warning("a job could not be withdrawn; it ends at its deadline", extra={"job_id": job_id})
-
-
-async def _eval(script: str, names: list[str], values: list[str | int | bytes]) -> Any:
-    client: Any = redis_clients.get_async()
-    return await client.eval(read_script(script), len(names), *names, *values)
+async def _withdraw(job: GenerateJob | EncodeJob) -> None:
+    """Forget a job that may or may not have been queued, as soon as Redis answers."""
+    names = [
+        keys.job_record(job.job_id),
+        keys.LEASES,
+        keys.queue_state(job.model),
+        keys.queue_depth(job.model),
+    ]
+    while time.time() * 1000 < job.deadline_at_ms:
+        try:
+            async with asyncio.timeout(REDIS_TIMEOUT_S):
+                await redis_clients.run_script_async("withdraw", names, [job.job_id])
+            return
+        except (*redis_clients.UNAVAILABLE, TimeoutError):
+            await asyncio.sleep(WITHDRAW_EVERY_S)
+    log.warning("a job could not be withdrawn; its deadline ends it", extra={"job_id": job.job_id})

@@ -1,29 +1,28 @@
-"""Answer for jobs that nobody answers for: those whose worker died, whose deadline passed, or whose message was lost."""
+"""Answer for jobs that nobody answers for: those whose worker died, whose deadline passed, who were cancelled while they waited, or
+whose ticket was lost.
+"""
 
-import heapq
 import logging
 import threading
 import time
 from typing import Any
 
 import msgspec
-from kombu.exceptions import OperationalError
 
 from aiscale import redis as redis_clients
 from aiscale.wire import codec, keys
-from aiscale.wire.broker import PRIORITY_STEPS
+from aiscale.wire.broker import broker_list, make_ticket
 from aiscale.wire.events import Delta, Finished, Started
 from aiscale.wire.jobs import EncodeJob, GenerateJob
-from aiscale.wire.scripts import finish_arguments, read_script
-from apps.inference import queue
+from aiscale.wire.scripts import BY_REAPER, finish_arguments
 
 log = logging.getLogger(__name__)
 
-SWEEP_EVERY_S = 0.5
-LOOK_FOR_LOST_EVERY_S = 5.0
+SWEEP_EVERY_S = 0.25
+LOOK_FOR_LOST_EVERY_S = 1.0
+FIRST_REST_MS = 1_000
+"""How long a job rests after its first worker was lost; twice as long after the second."""
 BATCH = 200
-BROKER_PREFIX = "aiscale:celery:"
-PRIORITY_SEPARATOR = "\x06\x16"
 
 
 def run(stop: threading.Event) -> None:
@@ -31,32 +30,31 @@ def run(stop: threading.Event) -> None:
     reaper, pause_s = Reaper(), SWEEP_EVERY_S
     while not stop.wait(pause_s):
         try:
-            reaper.sweep()
+            # a full batch: there is more to do
+            while reaper.sweep() == BATCH and not stop.is_set():
+                pass
             pause_s = SWEEP_EVERY_S
-        except (*redis_clients.UNAVAILABLE, OperationalError) as error:
+        except redis_clients.UNAVAILABLE as error:
             log.warning("the reaper waits for Redis: %s", error)
             pause_s = min(pause_s * 2, 5.0)
 
 
 class Reaper:
-    """Remember what is to be sent again, and when. Not for use by several threads."""
+    """Look at what is due. All that it must remember is in Redis. Not for use by several threads."""
 
     def __init__(self) -> None:
-        self._again: list[tuple[float, str, str, str]] = []
-        self._seen_waiting: set[str] = set()
         self._looked_at = time.monotonic()
 
     def sweep(self) -> int:
-        """End or send again what is due. Returns how many jobs were touched. Raises: RedisError, OperationalError."""
+        """End or queue again what is due. Returns how many jobs were touched. Raises: RedisError, OSError."""
         client: Any = redis_clients.get_sync()
         now_ms = time.time_ns() // 1_000_000
         due = client.zrangebyscore(keys.LEASES, "-inf", now_ms, start=0, num=BATCH)
         for job_id in due:
             self._take(client, job_id.decode(), now_ms)
-        self._send_due()
         if time.monotonic() - self._looked_at >= LOOK_FOR_LOST_EVERY_S:
             self._looked_at = time.monotonic()
-            self._look_for_lost(client)
+            call_workers(client)
         return len(due)
 
     def _take(self, client: Any, job_id: str, now_ms: int) -> None:
@@ -70,37 +68,42 @@ class Reaper:
             log.error("a job's record cannot be read and is dropped: %s", error, extra={"job_id": job_id})
             client.zrem(keys.LEASES, job_id)
             return
-        names = [keys.job_record(job_id), keys.LEASES, keys.queue_depth(job.model)]
-        answer = client.eval(read_script("requeue"), 3, *names, job_id, now_ms, keys.MAX_ATTEMPTS)
-        if answer[0] == b"requeued":
-            kind, payload, queue_name, attempt = (part.decode() for part in answer[1:])
-            back_off_s = 2.0 ** (int(attempt) - 1)
-            log.warning("a worker is gone; its job is tried again in %g s", back_off_s, extra={"job_id": job_id})
-            heapq.heappush(self._again, (time.monotonic() + back_off_s, kind, payload, queue_name))
-        else:
+        answer = requeue(client, job, now_ms)
+        if answer[0] == b"resting":
+            log.warning(
+                "a worker is gone; its job is tried again in %s ms", answer[1].decode(), extra={"job_id": job_id}
+            )
+        elif answer[0] == b"no":
             end_job(client, job, record, now_ms)
 
-    def _send_due(self) -> None:
-        while self._again and self._again[0][0] <= time.monotonic():
-            _, kind, payload, queue_name = self._again[0]
-            queue.send(kind, payload, queue_name, PRIORITY_STEPS[0])
-            heapq.heappop(self._again)
 
-    def _look_for_lost(self, client: Any) -> None:
-        """Send again what is queued in the records but not in the broker, seen so twice: its message was lost (a web process that
-        died before it sent, a worker that died before it claimed). A message too many does no harm."""
-        waiting: set[str] = set()
-        for key in client.scan_iter(match=keys.queue_depth("*"), count=1000):
-            model = key.decode().removeprefix(keys.queue_depth(""))
-            if not _count_messages(client, keys.celery_queue(model)):
-                waiting.update(member.decode() for member in client.zrange(key, 0, BATCH - 1))
-        for job_id in waiting & self._seen_waiting:
-            fields = client.hmget(keys.job_record(job_id), "state", "kind", "payload", "queue")
-            if fields[0] == b"queued" and None not in fields:
-                log.warning("a job's message was lost and is sent again", extra={"job_id": job_id})
-                kind, payload, queue_name = (field.decode() for field in fields[1:])
-                queue.send(kind, payload, queue_name, PRIORITY_STEPS[0])
-        self._seen_waiting = waiting
+def requeue(client: Any, job: GenerateJob | EncodeJob, now_ms: int) -> list[bytes]:
+    """Take a job back from its worker, or end its rest; see ``lua/requeue.lua``. I/O: one Redis trip. Raises: RedisError, OSError."""
+    names = [
+        keys.job_record(job.job_id),
+        keys.LEASES,
+        keys.queue_state(job.model),
+        keys.queue_depth(job.model),
+        broker_list(job.model),
+    ]
+    ticket = make_ticket("generate" if isinstance(job, GenerateJob) else "encode", job.model)
+    values: list[str | int | bytes] = [job.job_id, now_ms, keys.MAX_ATTEMPTS, FIRST_REST_MS, ticket]
+    answer: list[bytes] = redis_clients.run_script(client, "requeue", names, values)
+    return answer
+
+
+def call_workers(client: Any) -> int:
+    """Send a ticket for each model whose jobs wait although none is on its way: it was lost with its worker. Returns how many.
+
+    I/O: one Redis trip, and one more for each model. Raises: RedisError, OSError.
+    """
+    sent = 0
+    for name, kind in client.hgetall(keys.QUEUES).items():
+        model = name.decode()
+        names = [keys.queue_state(model), keys.queue_depth(model), broker_list(model)]
+        values: list[str | int | bytes] = [time.time_ns() // 1_000_000, make_ticket(kind.decode(), model)]
+        sent += redis_clients.run_script(client, "call", names, values)
+    return sent
 
 
 def read_job(record: dict[str, bytes]) -> GenerateJob | EncodeJob:
@@ -139,8 +142,8 @@ def end_job(client: Any, job: GenerateJob | EncodeJob, record: dict[str, bytes],
         duration_ms=max(now_ms - job.billing.admitted_at_ms, 0),
         finished_at_ms=now_ms,
     )
-    names, values = finish_arguments(event, reply_to=job.reply_to, keep_log=keep_log, by="")
-    ended = bool(client.eval(read_script("finish"), len(names), *names, *values))
+    names, values = finish_arguments(event, reply_to=job.reply_to, keep_log=keep_log, by=BY_REAPER)
+    ended = bool(redis_clients.run_script(client, "finish", names, values))
     if ended:
         log.warning("a job was ended by the reaper: %s", code, extra={"job_id": job.job_id, "code": code})
     return ended
@@ -157,11 +160,3 @@ def _read_text(client: Any, job_id: str) -> str:
             elif isinstance(event, Delta):
                 text.append(event.text)
     return "".join(text)
-
-
-def _count_messages(client: Any, queue_name: str) -> int:
-    pipeline = client.pipeline(transaction=False)
-    for step in PRIORITY_STEPS:
-        suffix = f"{PRIORITY_SEPARATOR}{step}" if step else ""
-        pipeline.llen(f"{BROKER_PREFIX}{queue_name}{suffix}")
-    return sum(pipeline.execute())

@@ -18,7 +18,7 @@ from aiscale.wire import codec, keys, scopes
 from aiscale.wire.events import Finished
 from aiscale.wire.jobs import EncodeJob, GenerateJob
 from aiscale.wire.scopes import Order
-from aiscale.wire.scripts import FROM_QUEUE, finish_arguments, read_script
+from aiscale.wire.scripts import FROM_QUEUE, finish_arguments
 from apps.inference.reaper import read_job
 from apps.spend import killswitch
 
@@ -138,4 +138,4 @@ def end_queued(client: Any, job: GenerateJob | EncodeJob, reason: str, now_ms: i
         finished_at_ms=now_ms,
     )
     names, values = finish_arguments(event, reply_to=job.reply_to, keep_log=keep_log, by=FROM_QUEUE)
-    return bool(client.eval(read_script("finish"), len(names), *names, *values))
+    return bool(redis_clients.run_script(client, "finish", names, values))

@@ -1,25 +1,38 @@
--- Let one worker take a job; a message that is delivered twice is answered once.
+-- Give a worker the next jobs of a model, in their fair order. Uses queue.lua.
 --
--- KEYS  1 job record (hash)   2 leases (zset)   3 queued jobs of the model (zset)
--- ARGV  1 job id   2 worker id   3 now (epoch ms)   4 lease end (epoch ms)
--- Returns {'claimed', attempt} or {refusal, detail}:
---   'gone'       no record: finished long ago, or never admitted            'done'     finished already
---   'running'    another worker holds a living lease                        'streamed' text was sent before: the reaper ends it
---   'cancelled'  the caller left before a worker came (detail = reason); the claim is made, so that the worker can finish it
--- Example: EVAL ... aiscale:job:j1 aiscale:leases aiscale:queued:m  j1 w1 1700000000000 1700000006000  -> {'claimed', '1'}
--- Atomic: of two workers that ask at once, one gets it.
-local record = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'streamed', 'cancelled', 'worker')
-local state = record[1]
-if not state then return {'gone', ''} end
-if state == 'done' then return {'done', ''} end
-if state == 'running' then
-  local lease = redis.call('ZSCORE', KEYS[2], ARGV[1])
-  if lease and tonumber(lease) > tonumber(ARGV[3]) and record[5] ~= ARGV[2] then return {'running', record[5]} end
-  if record[3] == '1' then return {'streamed', ''} end
+-- KEYS  1 queue state (hash)   2 queued jobs of the model (zset)   3 leases (zset)   4 Celery's queue (list)
+-- ARGV  1 worker id   2 now (epoch ms)   3 lease end (epoch ms)   4 most jobs   5 most tokens of several jobs together
+--       6 beginning of the records' names   7 1 when a ticket brought the worker here, else 0   8 ticket
+-- Returns {jobs that still wait, {job id, attempt, payload}, ...}. What waits on gets a ticket of its own, so that another worker comes.
+-- Example: EVAL ... aiscale:queue:m aiscale:queued:m aiscale:leases aiscale:celery:model.m
+--          w1 1700000000000 1700000006000 64 4096 aiscale:job: 1 {...}  -> {'0', {'j1', '1', '{...}'}}
+-- Atomic: of two workers that ask at once, each gets its own jobs. A ticket too many gets none.
+local q, now = KEYS[1], tonumber(ARGV[2])
+local most_jobs, most_tokens = tonumber(ARGV[4]), tonumber(ARGV[5])
+if ARGV[7] == '1' then redis.call('HDEL', q, 'called_at_ms') end
+local taken, tokens = {}, 0
+while #taken < most_jobs do
+  local tier = urgent_tier(q)
+  if not tier then break end
+  local turn = redis.call('ZRANGE', q .. ':' .. tier .. ':turns', 0, 0, 'WITHSCORES')
+  local organization, start = turn[1], tonumber(turn[2])
+  local job = redis.call('ZRANGE', q .. ':' .. tier .. ':lane:' .. organization, 0, 0)[1]
+  local record = redis.call('HMGET', ARGV[6] .. job, 'state', 'deadline_ms', 'tokens', 'weight', 'payload')
+  local cost = number(record[3])
+  if record[1] ~= 'queued' or tonumber(record[2]) <= now then
+    -- nobody waits for it any more; the reaper ends what has a record
+    leave(q, KEYS[2], job, tier, organization, cost)
+  elseif #taken > 0 and tokens + cost > most_tokens then
+    break
+  else
+    serve(q, tier, organization, start, length_of(cost, record[4]))
+    leave(q, KEYS[2], job, tier, organization, cost)
+    redis.call('HSET', ARGV[6] .. job, 'state', 'running', 'worker', ARGV[1])
+    redis.call('ZADD', KEYS[3], ARGV[3], job)
+    taken[#taken + 1] = {job, tostring(redis.call('HINCRBY', ARGV[6] .. job, 'attempt', 1)), record[5]}
+    tokens = tokens + cost
+  end
 end
-local attempt = tonumber(record[2]) + 1
-redis.call('HSET', KEYS[1], 'state', 'running', 'worker', ARGV[2], 'attempt', attempt)
-redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1])
-redis.call('ZREM', KEYS[3], ARGV[1])
-if record[4] then return {'cancelled', record[4]} end
-return {'claimed', tostring(attempt)}
+local left = redis.call('ZCARD', KEYS[2])
+if left > 0 then call(q, KEYS[4], now, ARGV[8]) end
+return {tostring(left), unpack(taken)}

@@ -1,14 +1,23 @@
--- Write a job's record before its message is sent, so that the reaper answers for it from then on.
+-- Write a job's record, put it into its organization's lane, and send a ticket for a worker. Uses queue.lua.
 --
--- KEYS  1 job record (hash)   2 leases (zset)   3 queued jobs of the model (zset)
--- ARGV  1 job id   2 kind (generate|encode)   3 payload   4 celery queue   5 deadline (epoch ms)   6 record TTL (s)
+-- KEYS  1 job record (hash)   2 leases (zset)   3 queue state (hash)   4 queued jobs of the model (zset)   5 Celery's queue (list)
+--       6 queues (hash)
+-- ARGV  1 job id   2 kind (generate|encode)   3 payload   4 model   5 deadline (epoch ms)   6 record TTL (s)   7 now (epoch ms)
+--       8 tier (0|3|6|9)   9 organization   10 tokens that it may use   11 weight of the organization   12 ticket
 -- Returns 1 when written, 0 when the job id was known already (nothing changed).
--- Example: EVAL ... aiscale:job:j1 aiscale:leases aiscale:queued:m  j1 generate {...} model.m 1700000300000 900  -> 1
--- Atomic: record, lease and depth are written together or not at all.
+-- Example: EVAL ... aiscale:job:j1 aiscale:leases aiscale:queue:m aiscale:queued:m aiscale:celery:model.m aiscale:queues
+--          j1 generate {...} m 1700000300000 900 1700000000000 3 org_1 540 1 {...}  -> 1
+-- Atomic: record, lease, place and ticket are written together or not at all, so a web process that dies leaves nothing half done.
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'kind', ARGV[2], 'payload', ARGV[3], 'queue', ARGV[4], 'state', 'queued',
-  'attempt', 0, 'worker', '', 'streamed', 0, 'deadline_ms', ARGV[5], 'depth_key', KEYS[3])
+local now = tonumber(ARGV[7])
+local seq = redis.call('HINCRBY', KEYS[3], 'seq', 1)
+redis.call('HSET', KEYS[1], 'kind', ARGV[2], 'payload', ARGV[3], 'model', ARGV[4], 'state', 'queued', 'attempt', 0, 'worker', '',
+  'streamed', 0, 'deadline_ms', ARGV[5], 'queued_at_ms', ARGV[7], 'tier', ARGV[8], 'organization', ARGV[9], 'tokens', ARGV[10],
+  'weight', ARGV[11], 'seq', seq)
 redis.call('EXPIRE', KEYS[1], ARGV[6])
 redis.call('ZADD', KEYS[2], ARGV[5], ARGV[1])
-redis.call('ZADD', KEYS[3], ARGV[5], ARGV[1])
+redis.call('HSET', KEYS[6], ARGV[4], ARGV[2])
+join(KEYS[3], KEYS[4], ARGV[1], {tier = ARGV[8], organization = ARGV[9], tokens = ARGV[10], seq = seq, queued_at_ms = ARGV[7],
+  deadline_ms = ARGV[5]}, now)
+call(KEYS[3], KEYS[5], now, ARGV[12])
 return 1

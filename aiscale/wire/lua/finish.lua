@@ -1,14 +1,16 @@
--- End a job exactly once: the event reaches settlement, the waiting web process and the job's log together.
+-- End a job exactly once: the event reaches settlement, the waiting web process and the job's log together. Uses queue.lua.
 --
 -- KEYS  1 job record (hash)  2 leases (zset)  3 finished (stream)  4 reply stream  5 job log (stream)  6 queued jobs of the model (zset)
--- ARGV  1 job id  2 who ends it: worker id, '' for the reaper, 'queue' for who takes it out of the queue  3 now (epoch ms)  4 encoded Finished  5 keep log (0|1)
---       6 reply stream max length  7 reply stream TTL (s)  8 job log TTL (s)  9 record TTL after the end (s)
+--       7 queue state (hash)
+-- ARGV  1 job id  2 who ends it: worker id, '' for the reaper, 'queue' for who takes it out of the queue  3 now (epoch ms)
+--       4 encoded Finished  5 keep log (0|1)  6 reply stream max length  7 reply stream TTL (s)  8 job log TTL (s)
+--       9 record TTL after the end (s)  10 tokens that were computed
 -- Returns 1 when this call ended the job, 0 when it had ended, or is not this worker's any more (then nothing is written);
 --   the reaper gets 0 too when the lease lives again, and 'queue' when a worker has claimed the job.
--- Example: EVAL ... aiscale:job:j1 aiscale:leases aiscale:finished aiscale:replies:p aiscale:joblog:j1 aiscale:queued:m
---          j1 w1 1700000000000 <bytes> 1 50000 120 3600 600  -> 1
--- Atomic: all streams or none.
-local record = redis.call('HMGET', KEYS[1], 'state', 'worker')
+-- Example: EVAL ... aiscale:job:j1 aiscale:leases aiscale:finished aiscale:replies:p aiscale:joblog:j1 aiscale:queued:m aiscale:queue:m
+--          j1 w1 1700000000000 <bytes> 1 50000 120 3600 600 17  -> 1
+-- Atomic: all streams or none. Its organization gets the virtual time back that it did not use.
+local record = redis.call('HMGET', KEYS[1], 'state', 'worker', 'tier', 'organization', 'tokens', 'weight')
 if not record[1] or record[1] == 'done' then return 0 end
 if ARGV[2] == '' then
   local lease = redis.call('ZSCORE', KEYS[2], ARGV[1])
@@ -29,5 +31,10 @@ redis.call('HSET', KEYS[1], 'state', 'done')
 redis.call('HDEL', KEYS[1], 'payload')
 redis.call('EXPIRE', KEYS[1], ARGV[9])
 redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('ZREM', KEYS[6], ARGV[1])
+if record[1] == 'queued' then
+  leave(KEYS[7], KEYS[6], ARGV[1], record[3], record[4], record[5])
+else
+  give_back(KEYS[7], record[3], record[4], length_of(number(record[5]) - number(ARGV[10]), record[6]))
+  if ARGV[2] ~= '' then measure(KEYS[7], tonumber(ARGV[3]), number(record[5])) end
+end
 return 1

@@ -8,15 +8,13 @@ import pytest
 from redis import Redis
 
 from aiscale.wire import codec, keys
+from aiscale.wire.broker import broker_list
 from aiscale.wire.events import Delta, Event, Finished, Started
-from aiscale.wire.scripts import read_script
 from apps.inference import completions, queue, reaper, replies
 from apps.inference.completions import CompletionRequest, Run
 from apps.inference.prompts import ChatMessage
 from tests.apps.conftest import Cast
-
-CHAT = "smollm2-135m-instruct"
-QUEUE = "aiscale:celery:" + keys.celery_queue(CHAT)
+from tests.apps.inference.claims import CHAT, claim, list_lanes, list_tickets
 
 
 @pytest.fixture
@@ -36,13 +34,6 @@ async def start(cast: Cast, **changes: Any) -> Run:
     return await completions.start(CompletionRequest(**values), cast.caller)
 
 
-def claim(client: Redis, job_id: str, worker: str = "w1") -> list[bytes]:
-    """Take a job as a worker does, and be dead at once: the lease has passed already."""
-    now_ms = time.time_ns() // 1_000_000
-    names = [keys.job_record(job_id), keys.LEASES, keys.queue_depth(CHAT)]
-    return client.eval(read_script("claim"), 3, *names, job_id, worker, now_ms, now_ms - 1)  # type: ignore[return-value]
-
-
 def say(client: Redis, run: Run, *texts: str) -> None:
     """Say something as a worker does."""
     events: list[Event] = [Started(job_id=run.job_id, seq=0, worker_id="w1", attempt=1)]
@@ -60,42 +51,60 @@ async def read(run: Run) -> list[Event]:
     return await asyncio.wait_for(collect(), 10)
 
 
-def list_queued(client: Redis) -> int:
-    return sum(client.llen(QUEUE + ("" if step == 0 else f"\x06\x16{step}")) for step in (0, 3, 6, 9))  # type: ignore[misc]
+def pass_time(client: Redis, job_id: str) -> None:
+    """Let a job's lease, or its rest, be over."""
+    client.zadd(keys.LEASES, {job_id: 1}, xx=True)
 
 
 async def test_a_job_is_tried_three_times_and_then_ended(cast: Cast, client: Redis) -> None:
     run = await start(cast)
     sweeper = reaper.Reaper()
     for attempt in (1, 2, 3):
-        assert claim(client, run.job_id) == [b"claimed", str(attempt).encode()]
+        assert claim(client, dead=True) == {run.job_id: attempt}
         assert sweeper.sweep() == 1
-        # it comes back after one second, then two, unless there is no try left
-        assert len(sweeper._again) == (attempt < 3)
-        sweeper._again.clear()
+        if attempt < 3:
+            # it rests one second, then two
+            rest_ms = client.zscore(keys.LEASES, run.job_id) - time.time_ns() // 1_000_000  # type: ignore[operator]
+            assert 500 * attempt < rest_ms <= 1000 * attempt
+            assert claim(client) == {} and client.zcard(keys.queue_depth(CHAT)) == 0
+            pass_time(client, run.job_id)
+            assert sweeper.sweep() == 1
     *_, last = await read(run)
     assert isinstance(last, Finished)
     assert (last.finish_reason, last.error_code, last.completion_tokens) == ("error", "worker_lost", 0)
-    assert sweeper.sweep() == 0
+    assert sweeper.sweep() == 0 and list_lanes(client) == []
 
 
-async def test_a_job_is_sent_again_after_its_back_off(cast: Cast, client: Redis) -> None:
-    run = await start(cast)
-    client.delete(QUEUE)
-    claim(client, run.job_id)
+async def test_a_job_comes_back_to_its_place_with_a_ticket(cast: Cast, client: Redis) -> None:
+    first, second = await start(cast), await start(cast)
+    client.delete(broker_list(CHAT))
+    assert claim(client, dead=True) == {first.job_id: 1}
+    client.delete(broker_list(CHAT))
     sweeper = reaper.Reaper()
     sweeper.sweep()
-    assert list_queued(client) == 0
-    assert 0.5 < sweeper._again[0][0] - time.monotonic() <= 1
-    sweeper._again[0] = (time.monotonic(), *sweeper._again[0][1:])
-    sweeper.sweep()
-    assert list_queued(client) == 1
-    await run.cancel("test")
+    pass_time(client, first.job_id)
+    client.hdel(keys.queue_state(CHAT), "called_at_ms")
+    # another reaper than the one that took it back: nothing of it is in memory
+    reaper.Reaper().sweep()
+    assert list_tickets(client) == [[CHAT]]
+    assert claim(client) == {first.job_id: 2}
+    assert claim(client) == {second.job_id: 1}
+
+
+async def test_a_job_that_rests_can_be_cancelled(cast: Cast, client: Redis) -> None:
+    run = await start(cast)
+    claim(client, dead=True)
+    reaper.Reaper().sweep()
+    assert await queue.cancel(run.job_id, "left")
+    reaper.Reaper().sweep()
+    *_, last = await read(run)
+    assert isinstance(last, Finished) and last.finish_reason == "cancelled"
+    assert client.zcard(keys.LEASES) == 0
 
 
 async def test_text_that_was_seen_is_kept_and_not_made_twice(cast: Cast, client: Redis) -> None:
     run = await start(cast, keep_log=True, source="chat")
-    claim(client, run.job_id)
+    claim(client, dead=True)
     say(client, run, "Once ", "upon")
     reaper.Reaper().sweep()
     events = await read(run)
@@ -103,7 +112,7 @@ async def test_text_that_was_seen_is_kept_and_not_made_twice(cast: Cast, client:
     last = events[-1]
     assert isinstance(last, Finished)
     assert (last.error_code, last.text) == ("worker_lost", "Once upon")
-    assert claim(client, run.job_id) == [b"done", b""]
+    assert claim(client) == {}
     followed = [event async for event in replies.follow(run.job_id)]
     assert followed == events
 
@@ -122,35 +131,40 @@ async def test_a_queued_job_ends_at_its_deadline(cast: Cast, client: Redis) -> N
     assert isinstance(last, Finished) and (last.finish_reason, last.error_code) == ("deadline", "deadline_exceeded")
 
 
-async def test_a_lost_message_is_sent_again(cast: Cast, client: Redis) -> None:
+async def test_a_lost_ticket_is_sent_again(cast: Cast, client: Redis) -> None:
     run = await start(cast)
-    for step in (0, 3, 6, 9):
-        client.delete(QUEUE + ("" if step == 0 else f"\x06\x16{step}"))
+    client.delete(broker_list(CHAT))
     sweeper = reaper.Reaper()
-    for _ in range(2):
+    sweeper._looked_at -= 100
+    sweeper.sweep()
+    assert list_tickets(client) == [], "it may still be on its way"
+    client.hincrby(keys.queue_state(CHAT), "called_at_ms", -2000)
+    for _ in range(3):
         sweeper._looked_at -= 100
         sweeper.sweep()
-    assert list_queued(client) == 1
+        assert list_tickets(client) == [[CHAT]]
     await run.cancel("test")
 
 
 async def test_a_lease_that_lives_is_left_alone(cast: Cast, client: Redis) -> None:
     run = await start(cast)
-    claim(client, run.job_id)
-    client.zadd(keys.LEASES, {run.job_id: time.time_ns() // 1_000_000 + 60_000})
+    claim(client)
     assert reaper.Reaper().sweep() == 0
     assert client.hget(keys.job_record(run.job_id), "state") == b"running"
     await run.cancel("test")
 
 
-async def test_cancelling_is_written_down_once(cast: Cast, client: Redis) -> None:
+async def test_cancelling_what_waits_frees_its_place_and_ends_it(cast: Cast, client: Redis) -> None:
     run = await start(cast)
     assert await queue.cancel(run.job_id, "left") is True
     assert client.hget(keys.job_record(run.job_id), "cancelled") == b"left"
-    assert claim(client, run.job_id) == [b"cancelled", b"left"]
+    assert client.zcard(keys.queue_depth(CHAT)) == 0 and claim(client) == {}
+    assert reaper.Reaper().sweep() == 1
+    [last] = await read(run)
+    assert isinstance(last, Finished) and last.finish_reason == "cancelled" and last.prompt_tokens == 0
+    assert await queue.cancel(run.job_id, "left") is False
     assert await queue.cancel("job_unknown", "left") is False
     assert client.exists(keys.job_record("job_unknown")) == 0
-    await run.cancel("test")
 
 
 async def test_a_hole_in_the_answer_is_an_error(cast: Cast, client: Redis) -> None:

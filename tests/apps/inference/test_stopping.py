@@ -13,13 +13,13 @@ from redis import Redis
 from aiscale.wire import keys
 from aiscale.wire.codec import decode_event
 from aiscale.wire.events import Finished
-from aiscale.wire.scripts import read_script
 from apps.inference import completions, stopping
 from apps.inference.completions import CompletionRequest
 from apps.inference.prompts import ChatMessage
 from apps.inference.stopping import Stopper
 from apps.spend import killswitch, settlement
 from tests.apps.conftest import Cast
+from tests.apps.inference.claims import claim, list_lanes
 from tests.apps.spend.cast import ADA, MODEL, on_thread
 
 SCOPES = ["site", f"model:{MODEL}", "plan:enterprise", "organization:{organization}", "key:{key}", "provider:local"]
@@ -65,10 +65,8 @@ async def test_a_queued_job_ends_with_the_reason_and_gives_its_hold_back(cast: C
     assert client.zcard(keys.holds(cast.organization.public_id)) == 0
     assert client.hget(keys.spend(cast.organization.public_id), "held_nanousd") == b"0"
     assert client.hget(keys.spend(cast.organization.public_id), "spent_nanousd") == b"0"
-    # a worker that gets its message now finds that nothing is to be done
-    names = [keys.job_record(run.job_id), keys.LEASES, keys.queue_depth(MODEL)]
-    now_ms = time.time_ns() // 1_000_000
-    assert client.eval(read_script("claim"), 3, *names, run.job_id, "w1", now_ms, now_ms + 6000)[0] == b"done"
+    # a worker that gets its ticket now finds that nothing is to be done
+    assert claim(client) == {} and list_lanes(client) == []
 
 
 async def test_what_lies_in_no_stopped_scope_goes_on_waiting(cast: Cast, client: Redis) -> None:
@@ -91,9 +89,7 @@ async def test_an_order_that_is_over_ends_nothing(cast: Cast, client: Redis) -> 
 
 async def test_a_job_that_a_worker_has_claimed_is_the_workers(cast: Cast, client: Redis) -> None:
     run = await queue_one(cast)
-    names = [keys.job_record(run.job_id), keys.LEASES, keys.queue_depth(MODEL)]
-    now_ms = time.time_ns() // 1_000_000
-    client.eval(read_script("claim"), 3, *names, run.job_id, "w1", now_ms, now_ms + 6000)
+    assert claim(client) == {run.job_id: 1}
     await on_thread(lambda: trip(cast, "site"))
     assert Stopper(client).sweep() == 0 and list_ends(client) == []
 
