@@ -129,9 +129,9 @@ def make_children(env: Env) -> list[Child]:
         "-P",
         "threads",
         "-c",
-        "2",
+        "6",
         "-Q",
-        "default",
+        "default,batches",
         "-n",
         "tasks@%h",
     ]

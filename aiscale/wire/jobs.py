@@ -23,7 +23,7 @@ class BillingTag(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str | None = None
     plan: str
     request_id: str
-    source: Literal["api", "chat"]
+    source: Literal["api", "chat", "batch"]
     prompt_nanousd_per_token: int
     completion_nanousd_per_token: int
     hold_nanousd: int

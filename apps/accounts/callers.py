@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from django.db import connection
@@ -30,6 +30,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str | None
     key_digest: str | None
     plan: str
+    lane: Literal["interactive", "batch"] = "interactive"
+    """Whether somebody waits for the answer, or it is one of a bulk job: cheaper, and after all others."""
 
 
 class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +67,11 @@ async def get_by_key(raw: str) -> Caller:
     I/O: one Redis trip; SQL when Redis does not know the key, at most once in five seconds for the same wrong one.
     Raises: AiscaleError (INVALID_API_KEY, KEY_REVOKED, KEY_EXPIRED, BACKEND_UNAVAILABLE).
     """
-    digest = hash_key(raw)
+    return await get_by_digest(hash_key(raw))
+
+
+async def get_by_digest(digest: str) -> Caller:
+    """Find the caller of an API key by its sha256. I/O and Raises: as `get_by_key`."""
     if _unknown.get(digest, 0.0) > time.monotonic():
         raise _invalid()
     caller = await _read_caller(digest)

@@ -1,5 +1,6 @@
 """List everything that ``/v1`` answers."""
 
+from apps.gateway.batches import answers as batches
 from apps.gateway.chat_completions import answer_chat
 from apps.gateway.chat_schema import ChatBody
 from apps.gateway.embeddings import EmbeddingBody, answer_embeddings
@@ -123,6 +124,30 @@ ROUTER = Router(
             answer=files.answer_deletion,
             tag="Files",
             summary="Delete a file",
+        ),
+        Route(
+            method="POST",
+            path="/v1/batches",
+            answer=batches.answer_creation,
+            body="json",
+            tag="Batches",
+            summary="Run a file of requests at half price, within a day",
+            request=batches.BatchBody,
+        ),
+        Route(method="GET", path="/v1/batches", answer=batches.answer_list, tag="Batches", summary="List batches"),
+        Route(
+            method="GET",
+            path="/v1/batches/{batch_id}",
+            answer=batches.answer_batch,
+            tag="Batches",
+            summary="Describe a batch with its progress",
+        ),
+        Route(
+            method="POST",
+            path="/v1/batches/{batch_id}/cancel",
+            answer=batches.answer_cancellation,
+            tag="Batches",
+            summary="Start no more requests of a batch",
         ),
         Route(
             method="GET", path="/v1/models", answer=answer_models, tag="Models", summary="List the models you may use"

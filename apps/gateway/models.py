@@ -84,3 +84,88 @@ class StoredResponse(Row):
     @property
     def is_expired(self) -> bool:
         return self.expires_at <= timezone.now()
+
+
+class Batch(Row):
+    """Be one bulk job. Written by its API and, one process at a time, by who holds its lease."""
+
+    PUBLIC_ID_PREFIX = "batch"
+
+    class Status(models.TextChoices):
+        VALIDATING = "validating"
+        FAILED = "failed"
+        IN_PROGRESS = "in_progress"
+        FINALIZING = "finalizing"
+        COMPLETED = "completed"
+        EXPIRED = "expired"
+        CANCELLING = "cancelling"
+        CANCELLED = "cancelled"
+
+    OPEN = (Status.VALIDATING, Status.IN_PROGRESS, Status.FINALIZING, Status.CANCELLING)
+
+    organization = models.ForeignKey("accounts.Organization", on_delete=models.PROTECT, related_name="+")
+    key_digest = models.CharField(max_length=64)
+    """Of the key that asked for it: who loses the key loses the rest of the batch."""
+    endpoint = models.CharField(max_length=64)
+    input_file_id = models.CharField(max_length=40)
+    metadata = models.JSONField(default=dict)
+    status = models.CharField(max_length=16, choices=Status.choices, default=Status.VALIDATING)
+    outcome = models.CharField(max_length=16, choices=Status.choices, blank=True)
+    """What it will be once its files are written."""
+    problems = models.JSONField(default=list)
+    """Why its file was refused: {"code", "line", "message", "param"}."""
+    output_file_id = models.CharField(max_length=40, blank=True)
+    error_file_id = models.CharField(max_length=40, blank=True)
+    total_count = models.PositiveIntegerField(default=0)
+    completed_count = models.PositiveIntegerField(default=0)
+    failed_count = models.PositiveIntegerField(default=0)
+    times = models.JSONField(default=dict)
+    """Epoch seconds by name, such as ``in_progress_at``."""
+    expires_at = models.DateTimeField()
+    lease_holder = models.CharField(max_length=32, blank=True)
+    lease_until = models.DateTimeField(null=True)
+    due_at = models.DateTimeField(null=True)
+    """Nothing is to be done before: a limit said so."""
+
+    objects = OrganizationQuerySet.as_manager()
+
+    class Meta:
+        verbose_name_plural = "batches"
+        indexes = [
+            models.Index(fields=["organization", "-id"], name="batch_by_organization"),
+            models.Index(
+                fields=["id"],
+                condition=models.Q(status__in=("validating", "in_progress", "finalizing", "cancelling")),
+                name="batch_open",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.public_id} ({self.status})"
+
+
+class BatchLine(models.Model):
+    """Be one request of a batch, until the batch's files are written."""
+
+    class State(models.TextChoices):
+        WAITING = "waiting"
+        RUNNING = "running"
+        DONE = "done"
+
+    batch = models.ForeignKey(Batch, on_delete=models.CASCADE, related_name="lines")
+    number = models.PositiveIntegerField()
+    custom_id = models.CharField(max_length=512)
+    body = models.TextField()
+    state = models.CharField(max_length=8, choices=State.choices, default=State.WAITING)
+    attempt = models.PositiveSmallIntegerField(default=0)
+    """Which try this is; its request and job are named after it."""
+    status_code = models.PositiveSmallIntegerField(null=True)
+    answer = models.TextField(blank=True)
+    """The answer's body, as JSON."""
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["batch", "number"], name="batch_line_once")]
+        indexes = [models.Index(fields=["batch", "state", "number"], name="batch_line_by_state")]
+
+    def __str__(self) -> str:
+        return f"{self.batch_id}:{self.number}"

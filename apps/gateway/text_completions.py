@@ -12,7 +12,7 @@ from apps.gateway.chat_schema import read_stop
 from apps.gateway.exchange import Exchange
 from apps.gateway.streaming import COMMENT, check_end, merge, read_whole, with_silences
 from apps.gateway.text_schema import TextBody, read_text
-from apps.inference import catalog, completions, prompts
+from apps.inference import catalog, completions, lanes, prompts
 from apps.inference.completions import CompletionRequest, Run
 
 BUSY = (Code.TOO_MANY_IN_FLIGHT, Code.QUEUE_FULL)
@@ -44,6 +44,7 @@ def _make_request(exchange: Exchange, text: TextBody, token_ids: list[int], inde
         model=text.model,
         messages=[],
         prompt_token_ids=token_ids,
+        job_id=lanes.name_job(exchange.request_id) + (f"_{index}" if index else ""),
         max_tokens=text.max_tokens,
         temperature=text.temperature,
         top_p=text.top_p,

@@ -7,14 +7,13 @@ from typing import Any, Literal
 import msgspec
 from django.conf import settings
 
-from aiscale.db import make_public_id
 from aiscale.errors import AiscaleError, Code
 from aiscale.observability import FIRST_TOKEN_SECONDS
 from aiscale.wire.events import Delta, Event
 from aiscale.wire.jobs import BillingTag, GenerateJob, Sampling
 from apps.accounts import callers
 from apps.accounts.callers import Caller, PlanLimits
-from apps.inference import catalog, prompts, queue
+from apps.inference import catalog, lanes, prompts, queue
 from apps.inference.catalog import CatalogModel
 from apps.inference.prompts import ChatMessage
 from apps.inference.waiting import Wait
@@ -97,13 +96,14 @@ async def start(request: CompletionRequest, caller: Caller) -> Run:
     """
     model = await catalog.get_model(request.model, "generate")
     plan = await callers.get_plan(caller.plan)
+    model, plan = lanes.apply(caller, model, plan)
     prompt = request.prompt_token_ids
     if prompt is None:
         prompt = await prompts.build_prompt(model, request.messages)
     param = "messages" if request.prompt_token_ids is None else "prompt"
     max_tokens = choose_max_tokens(request.max_tokens, len(prompt), model, plan, param=param)
     sampling = make_sampling(request, model, max_tokens)
-    job_id = request.job_id or make_public_id("job")
+    job_id = request.job_id or lanes.name_job(request.request_id)
     now_ms = time.time_ns() // 1_000_000
     deadline_at_ms = now_ms + settings.ENV.request_deadline_s * 1000
     hold_nanousd = pricing.cost_nanousd(
@@ -190,7 +190,7 @@ def make_tag(
         key_id=caller.key_id,
         plan=caller.plan,
         request_id=request_id,
-        source=source,
+        source="batch" if caller.lane == "batch" else source,
         prompt_nanousd_per_token=model.prompt_nanousd_per_token,
         completion_nanousd_per_token=model.completion_nanousd_per_token,
         hold_nanousd=hold_nanousd,

@@ -6,13 +6,12 @@ from typing import Any, Literal
 import msgspec
 
 from aiscale import redis as redis_clients
-from aiscale.db import make_public_id
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire.events import Encoded, Event, Finished
 from aiscale.wire.jobs import EncodeJob
 from apps.accounts import callers
 from apps.accounts.callers import Caller
-from apps.inference import catalog, prompts, replies
+from apps.inference import catalog, lanes, prompts, replies
 from apps.inference.catalog import CatalogModel
 from apps.inference.completions import make_tag, send
 from apps.inference.endings import make_failure
@@ -50,9 +49,10 @@ async def embed(request: EmbeddingRequest, caller: Caller) -> EmbeddingResult:
     """
     model = await catalog.get_model(request.model, "embed")
     plan = await callers.get_plan(caller.plan)
+    model, plan = lanes.apply(caller, model, plan)
     inputs = await _tokenize(request, model)
     prompt_tokens = sum(map(len, inputs))
-    job_id, now_ms = make_public_id("job"), time.time_ns() // 1_000_000
+    job_id, now_ms = lanes.name_job(request.request_id), time.time_ns() // 1_000_000
     deadline_at_ms = now_ms + DEADLINE_S * 1000
     hold_nanousd = pricing.cost_nanousd(
         prompt_tokens,

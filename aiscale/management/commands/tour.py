@@ -16,6 +16,7 @@ ORDER = (
     "apps.gateway.responses",
     "apps.gateway.messages",
     "apps.gateway.files",
+    "apps.gateway.batches",
     "apps.chat",
     "workers",
     "workers.artifacts",

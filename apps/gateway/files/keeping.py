@@ -33,13 +33,15 @@ def keep(
     size_bytes: int,
     file_id: str | None = None,
     lifetime: timedelta | None = None,
+    within_quota: bool = True,
 ) -> StoredFile:
-    """Store a file. With a ``file_id`` that is known already, what is stored under it is replaced.
+    """Store a file. With a ``file_id`` that is known already, what is stored under it is replaced. What we owe, such as the answers
+    of a batch, is kept though the quota be full: ``within_quota`` False.
 
     I/O: two SQL transactions, the storage. Raises: AiscaleError (STORAGE_FULL); what the storage raises.
     """
     file_id = file_id or make_public_id(StoredFile.PUBLIC_ID_PREFIX)
-    row = _reserve(organization_id, file_id, filename, purpose, size_bytes, lifetime)
+    row = _reserve(organization_id, file_id, filename, purpose, size_bytes, lifetime, within_quota)
     storage = get_storage()
     storage.delete(row.storage_name)
     written = storage.save(row.storage_name, File(data))
@@ -49,7 +51,13 @@ def keep(
 
 
 def _reserve(
-    organization_id: str, file_id: str, filename: str, purpose: str, size_bytes: int, lifetime: timedelta | None
+    organization_id: str,
+    file_id: str,
+    filename: str,
+    purpose: str,
+    size_bytes: int,
+    lifetime: timedelta | None,
+    within_quota: bool,
 ) -> StoredFile:
     """Write the row of a file to come, if the quota has room for it. Raises: AiscaleError (STORAGE_FULL)."""
     with transaction.atomic():
@@ -57,7 +65,7 @@ def _reserve(
         kept = StoredFile.objects.of(organization_id).exclude(public_id=file_id)
         used = kept.aggregate(total=Sum("size_bytes"))["total"] or 0
         quota = settings.ENV.files_quota_bytes
-        if used + size_bytes > quota or kept.count() >= MAX_FILES:
+        if within_quota and (used + size_bytes > quota or kept.count() >= MAX_FILES):
             raise AiscaleError(
                 Code.STORAGE_FULL,
                 f"Your organization's files take {used} bytes in {kept.count()} files; this one of {size_bytes} would pass the "

@@ -1,6 +1,5 @@
 """Look after stored responses: write the end of those whose web process is gone, and delete what has expired."""
 
-import asyncio
 import logging
 from datetime import timedelta
 from typing import Any
@@ -11,6 +10,7 @@ from django.utils import timezone
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError
 from apps.accounts.callers import on_thread
+from apps.gateway import loops
 from apps.gateway.models import StoredResponse
 from apps.gateway.responses import objects, storage
 from apps.inference import replies
@@ -42,7 +42,7 @@ async def find_end(row: StoredResponse) -> dict[str, Any] | None:
 
 def finish_lost() -> int:
     """Write the end of responses that nobody waits for any more. Returns how many. I/O: SQL, Redis. Idempotent."""
-    return asyncio.run(_finish_lost())
+    return loops.run(_finish_lost())
 
 
 async def _finish_lost() -> int:

@@ -1,0 +1,26 @@
+"""Say on which terms a request runs: at once at the model's price, or in bulk at half of it and after everybody else."""
+
+import msgspec
+
+from aiscale.wire.broker import PRIORITY_STEPS
+from apps.accounts.callers import Caller, PlanLimits
+from apps.inference.catalog import CatalogModel
+
+BULK_SHARE = 2
+"""A bulk request costs one part in so many of the model's price, rounded up to a whole nano-dollar a token."""
+
+
+def apply(caller: Caller, model: CatalogModel, plan: PlanLimits) -> tuple[CatalogModel, PlanLimits]:
+    """Return model and plan as they hold for this caller's lane."""
+    if caller.lane != "batch":
+        return model, plan
+    prices = {
+        name: -(-getattr(model, name) // BULK_SHARE)
+        for name in ("prompt_nanousd_per_token", "completion_nanousd_per_token")
+    }
+    return msgspec.structs.replace(model, **prices), msgspec.structs.replace(plan, priority=PRIORITY_STEPS[-1])
+
+
+def name_job(request_id: str) -> str:
+    """Return the id of a request's job. A second try of the same request has the same, and is charged once."""
+    return f"job_{request_id.removeprefix('req_')}"
