@@ -13,8 +13,8 @@ from apps.gateway.models import Batch
 
 log = logging.getLogger(__name__)
 
-LEASE = timedelta(seconds=20)
-RENEW_EACH_S = 5.0
+LEASE = timedelta(seconds=12)
+RENEW_EACH_S = 3.0
 
 
 def take(batch_id: str, holder: str) -> bool:
