@@ -38,6 +38,14 @@ def switch(request: HttpRequest, membership: Membership) -> None:
     request.session[SESSION_KEY] = membership.organization.public_id
 
 
+def switch_to(request: HttpRequest, organization_pk: int) -> None:
+    """Work for the organization of what is being looked at. I/O: as `list_own`."""
+    if get_active(request).organization_id != organization_pk:
+        for each in list_own(request):
+            if each.organization_id == organization_pk:
+                switch(request, each)
+
+
 def forget(request: HttpRequest) -> None:
     """Read the places again, after they were changed in this request."""
     if hasattr(request, _CACHE):

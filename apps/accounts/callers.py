@@ -85,12 +85,13 @@ async def get_by_digest(digest: str) -> Caller:
     return caller
 
 
-async def get_by_user(user_id: str) -> Caller:
-    """Make the caller of a browser session: the user and their personal organization. ``user_id`` is the public id.
+async def get_by_user(user_id: str, organization_id: str | None = None) -> Caller:
+    """Make the caller of a browser session: the user, and the organization that pays, by default the personal one. Both are public ids.
 
-    I/O: two SQL statements. Raises: AiscaleError (ACCOUNT_INACTIVE).
+    I/O: two SQL statements. Raises: AiscaleError (ACCOUNT_INACTIVE, NOT_FOUND for an organization that the
+    user is not in, PERMISSION_DENIED for a role that may not spend its money).
     """
-    return await on_thread(lambda: _get_by_user(user_id))
+    return await on_thread(lambda: _get_by_user(user_id, organization_id))
 
 
 async def get_plan(slug: str) -> PlanLimits:
@@ -160,17 +161,22 @@ def _load_key(digest: str) -> bool:
     return mirror.load_key(digest)
 
 
-def _get_by_user(user_id: str) -> Caller:
+def _get_by_user(user_id: str, organization_id: str | None) -> Caller:
+    from apps.accounts import organizations, roles
     from apps.accounts.models import User
-    from apps.accounts.organizations import ensure_personal_organization
 
     user = User.objects.filter(public_id=user_id, is_active=True).first()
     if user is None:
         raise AiscaleError(Code.ACCOUNT_INACTIVE, "This account is not active. Ask the administrator of this service.")
-    organization = ensure_personal_organization(user)
+    if organization_id is None:
+        organization = organizations.ensure_personal_organization(user)
+    else:
+        place = organizations.get_membership(user, organization_id)
+        roles.check(place.role, roles.Right.CHAT)
+        organization = place.organization
     return Caller(
         organization_id=organization.public_id,
-        user_id=user.public_id,
+        user_id=user_id,
         key_id=None,
         key_digest=None,
         plan=organization.plan.slug,

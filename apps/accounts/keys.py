@@ -7,7 +7,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from aiscale.errors import AiscaleError, Code
-from apps.accounts import audit, roles
+from apps.accounts import audit, mirror, roles
 from apps.accounts.callers import hash_key
 from apps.accounts.models import ApiKey, Membership, Organization, User
 from apps.accounts.roles import Right
@@ -55,12 +55,13 @@ def create_member_key(
 
 
 def revoke_key(key: ApiKey, by: audit.Actor | None = None, *, reason: str = "") -> None:
-    """Refuse the key from now on, everywhere. I/O: SQL, one Redis trip. Idempotent."""
+    """Refuse the key from now on, everywhere, and end what it started within a second. I/O: SQL, two Redis trips. Idempotent."""
     if key.revoked_at is not None:
         return
     with transaction.atomic():
         key.revoked_at = timezone.now()
         key.save(update_fields=["revoked_at", "updated_at"])
+        mirror.announce_revoked(key)
         _record(audit.KEY_REVOKE, key, by or audit.by_system("accounts"), reason, name=key.name)
 
 

@@ -18,6 +18,9 @@ from apps.accounts.models import ApiKey, Organization, Plan
 
 log = logging.getLogger(__name__)
 
+REVOKED_REASON = "its API key was revoked"
+"""What somebody reads whose answer ends with the key that asked for it."""
+
 
 def publish_key(key: ApiKey) -> None:
     """Mirror one key once the surrounding transaction commits. I/O: one Redis trip."""
@@ -35,6 +38,15 @@ def publish_key(key: ApiKey) -> None:
         "models": _names(key.allowed_models),
     }
     _publish(keys.api_key(key.digest), fields, f"key:{key.digest}")
+
+
+def announce_revoked(key: ApiKey) -> None:
+    """Have workers end what the key started, once the surrounding transaction commits. I/O: one Redis trip.
+
+    Who misses it reads the same in `keys.KILLED`, which spend.killswitch writes twice a second.
+    """
+    order = Control(order="kill", scope=f"key:{key.public_id}", reason=REVOKED_REASON)
+    transaction.on_commit(lambda: _announce(order))
 
 
 def publish_organization(organization: Organization) -> None:
@@ -107,6 +119,13 @@ def _load(caller: Caller) -> None:
 
 def _publish(name: str, fields: dict[str, Any], scope: str) -> None:
     transaction.on_commit(lambda: _write(name, fields, scope))
+
+
+def _announce(order: Control) -> None:
+    try:
+        redis_clients.get_sync().publish(keys.CONTROL_CHANNEL, encode_control(order))
+    except redis_clients.UNAVAILABLE:
+        log.exception("%s of %s is told once Redis answers", order.order, order.scope)
 
 
 def _write(name: str, fields: dict[str, Any], scope: str) -> None:

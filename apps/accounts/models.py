@@ -289,6 +289,9 @@ class ApiKey(Row):
                 violation_error_message="A limit is at least 1, and requests need a window in seconds.",
             ),
         ]
+        indexes = [
+            models.Index(fields=["revoked_at"], name="key_revoked", condition=Q(revoked_at__isnull=False)),
+        ]
 
     def __str__(self) -> str:
         return self.name or f"…{self.hint}"

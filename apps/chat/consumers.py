@@ -9,6 +9,7 @@ from django.db import Error as DatabaseError
 
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
+from apps.accounts import active_organization
 from apps.accounts.callers import on_thread
 from apps.chat import answers, frames, turns
 from apps.chat.frames import MAX_FRAME_BYTES, Ping, Resume, Send, Stop, read_frame, write_error, write_frame
@@ -77,7 +78,14 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def _begin(self, frame: Send) -> None:
         self._check_streams()
-        turn = await turns.begin(self._user_id, frame.conversation_id, frame.model, frame.text, frame.client_id)
+        turn = await turns.begin(
+            self._user_id,
+            frame.conversation_id,
+            frame.model,
+            frame.text,
+            frame.client_id,
+            frame.organization_id or self.scope["session"].get(active_organization.SESSION_KEY),
+        )
         await self.send(
             write_frame(
                 "turn",

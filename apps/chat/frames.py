@@ -10,12 +10,17 @@ MAX_FRAME_BYTES = 64 << 10
 
 
 class Send(msgspec.Struct, frozen=True, kw_only=True, tag="send", tag_field="type", forbid_unknown_fields=True):
-    """Say something, in a conversation or (None) in a new one. ``client_id`` makes sending it twice harmless."""
+    """Say something, in a conversation or (None) in a new one. ``client_id`` makes sending it twice harmless.
+
+    ``organization_id`` is that of the page, for a new conversation: another tab may have switched to another since. A conversation
+    is paid by the organization that it was begun in.
+    """
 
     text: str
     model: str
     client_id: str
     conversation_id: str | None = None
+    organization_id: str | None = None
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop", tag_field="type", forbid_unknown_fields=True):
@@ -47,7 +52,9 @@ def read_frame(text: str) -> ClientFrame:
         raise AiscaleError(Code.INVALID_REQUEST, f"This frame is not understood: {error}.") from error
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise AiscaleError(Code.INVALID_JSON, "A frame must be a JSON object.") from error
-    ids = [getattr(frame, name, None) or "" for name in ("client_id", "conversation_id", "message_id")]
+    ids = [
+        getattr(frame, name, None) or "" for name in ("client_id", "conversation_id", "organization_id", "message_id")
+    ]
     if any("\x00" in each for each in ids):
         raise AiscaleError(Code.INVALID_REQUEST, "An id holds a NUL character. Send the ids that the server gave you.")
     if isinstance(frame, Send) and not 1 <= len(frame.client_id) <= 64:

@@ -10,8 +10,9 @@ from apps.accounts.models import Organization
 
 class ConversationQuerySet(models.QuerySet["Conversation"]):
     def list_of(self, user_id: int) -> "ConversationQuerySet":
-        """List a user's conversations, the one that was used last first."""
-        return self.filter(user_id=user_id, deleted_at=None).order_by("-used_at", "-id")
+        """List a user's conversations, the one that was used last first: those of organizations that the user is still in."""
+        mine = self.filter(user_id=user_id, deleted_at=None, organization__memberships__user_id=user_id)
+        return mine.order_by("-used_at", "-id")
 
 
 class Conversation(Row):

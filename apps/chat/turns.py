@@ -11,10 +11,11 @@ from django.utils import timezone
 
 from aiscale.db import make_public_id
 from aiscale.errors import AiscaleError, Code
-from apps.accounts import callers
+from apps.accounts import callers, organizations, roles
 from apps.accounts.callers import on_thread
-from apps.accounts.models import User
+from apps.accounts.models import Organization, User
 from apps.accounts.organizations import ensure_personal_organization
+from apps.accounts.roles import Right
 from apps.chat.models import Conversation, Message
 from apps.inference import catalog, completions, prompts
 from apps.inference.completions import CompletionRequest, Run
@@ -31,6 +32,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """Name what one question brought about. All ids are public."""
 
     conversation_id: str
+    organization_id: str
     title: str
     model: str
     question_id: str
@@ -41,14 +43,18 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """This question had been sent before: its answer is there, or on its way."""
 
 
-async def begin(user_id: str, conversation_id: str | None, model: str, text: str, client_id: str) -> Turn:
-    """Write the question and its answer to be, in one transaction.
+async def begin(
+    user_id: str, conversation_id: str | None, model: str, text: str, client_id: str, organization_id: str | None = None
+) -> Turn:
+    """Write the question and its answer to be, in one transaction. A new conversation belongs to ``organization_id``, by default the
+    user's personal one.
 
-    I/O: SQL. Raises: AiscaleError (INVALID_REQUEST, NOT_FOUND for a conversation that is not this user's, MODEL_NOT_FOUND).
+    I/O: SQL. Raises: AiscaleError (INVALID_REQUEST, NOT_FOUND for a conversation or organization that is not this user's,
+    PERMISSION_DENIED for a role that may not chat, MODEL_NOT_FOUND).
     """
     check_text(text)
     chosen = await catalog.get_model(model, "generate")
-    return await on_thread(lambda: _begin(user_id, conversation_id, chosen.slug, text, client_id))
+    return await on_thread(lambda: _begin(user_id, conversation_id, chosen.slug, text, client_id, organization_id))
 
 
 def check_text(text: str) -> None:
@@ -73,7 +79,7 @@ async def launch(turn: Turn, user_id: str) -> Run:
     I/O: SQL for the history, then as `completions.start`. Raises: AiscaleError.
     """
     try:
-        caller = await callers.get_by_user(user_id)
+        caller = await callers.get_by_user(user_id, turn.organization_id)
         messages = await _fit(turn, caller.plan)
         request = CompletionRequest(
             request_id=make_public_id("req"),
@@ -103,16 +109,19 @@ def fail(job_id: str, error: AiscaleError) -> None:
 
 
 def find_answer(user_id: str, message_id: str) -> Message | None:
-    """Return a user's own answer. I/O: one SQL statement."""
+    """Return a user's own answer, of an organization that they are still in. I/O: one SQL statement."""
     return Message.objects.filter(
         public_id=message_id,
         role=Message.Role.ASSISTANT,
         conversation__user__public_id=user_id,
         conversation__deleted_at=None,
+        conversation__organization__memberships__user__public_id=user_id,
     ).first()
 
 
-def _begin(user_id: str, conversation_id: str | None, model: str, text: str, client_id: str) -> Turn:
+def _begin(
+    user_id: str, conversation_id: str | None, model: str, text: str, client_id: str, organization_id: str | None = None
+) -> Turn:
     user = User.objects.filter(public_id=user_id, is_active=True).first()
     if user is None:
         raise AiscaleError(Code.ACCOUNT_INACTIVE, "This account is not active. Ask the administrator of this service.")
@@ -121,7 +130,8 @@ def _begin(user_id: str, conversation_id: str | None, model: str, text: str, cli
         return known
     try:
         with transaction.atomic():
-            return _write(user, conversation_id, model, text, client_key)
+            conversation, position = _open(user, conversation_id, model, text, organization_id)
+            return _write(conversation, position, text, client_key)
     except IntegrityError:
         # the same message came twice at once
         known = _find_known(client_key)
@@ -130,31 +140,42 @@ def _begin(user_id: str, conversation_id: str | None, model: str, text: str, cli
         return known
 
 
-def _write(user: User, conversation_id: str | None, model: str, text: str, client_key: str) -> Turn:
+def _open(
+    user: User, conversation_id: str | None, model: str, text: str, organization_id: str | None
+) -> tuple[Conversation, int]:
+    """Return the conversation, new or locked, and the position of what is said next. Raises: AiscaleError."""
     now = timezone.now()
     if conversation_id is None:
-        conversation = Conversation.objects.create(
-            user=user,
-            organization=ensure_personal_organization(user),
-            title=make_title(text),
-            model=model,
-            used_at=now,
+        if organization_id is None:
+            organization_id = ensure_personal_organization(user).public_id
+        organization = _check_right(user, organization_id)
+        title = make_title(text)
+        return Conversation.objects.create(
+            user=user, organization=organization, title=title, model=model, used_at=now
+        ), 0
+    # the row's lock puts turns of two tabs one after the other
+    own = Conversation.objects.select_for_update(of=("self",)).list_of(user.pk).select_related("organization")
+    conversation = own.filter(public_id=conversation_id).first()
+    if conversation is None:
+        raise AiscaleError(Code.NOT_FOUND, "This conversation does not exist.", param="conversation_id")
+    _check_right(user, conversation.organization.public_id)
+    if conversation.messages.filter(status=Message.Status.PENDING).exists():
+        raise AiscaleError(
+            Code.INVALID_REQUEST, "Wait until the answer is finished, or stop it first.", param="conversation_id"
         )
-        position = 0
-    else:
-        # the row's lock puts turns of two tabs one after the other
-        found = Conversation.objects.select_for_update().list_of(user.pk).filter(public_id=conversation_id).first()
-        if found is None:
-            raise AiscaleError(Code.NOT_FOUND, "This conversation does not exist.", param="conversation_id")
-        conversation = found
-        if conversation.messages.filter(status=Message.Status.PENDING).exists():
-            raise AiscaleError(
-                Code.INVALID_REQUEST, "Wait until the answer is finished, or stop it first.", param="conversation_id"
-            )
-        last = conversation.messages.order_by("-position").first()
-        position = last.position + 1 if last else 0
-        conversation.model, conversation.used_at = model, now
-        conversation.save(update_fields=["model", "used_at", "updated_at"])
+    last = conversation.messages.order_by("-position").first()
+    conversation.model, conversation.used_at = model, now
+    conversation.save(update_fields=["model", "used_at", "updated_at"])
+    return conversation, last.position + 1 if last else 0
+
+
+def _check_right(user: User, organization_id: str) -> Organization:
+    place = organizations.get_membership(user, organization_id)
+    roles.check(place.role, Right.CHAT)
+    return place.organization
+
+
+def _write(conversation: Conversation, position: int, text: str, client_key: str) -> Turn:
     question = Message.objects.create(
         conversation=conversation, position=position, role=Message.Role.USER, content=text, client_key=client_key
     )
@@ -175,7 +196,7 @@ def make_title(text: str) -> str:
 
 
 def _find_known(client_key: str) -> Turn | None:
-    question = Message.objects.select_related("conversation").filter(client_key=client_key).first()
+    question = Message.objects.select_related("conversation__organization").filter(client_key=client_key).first()
     if question is None:
         return None
     answer = Message.objects.get(conversation=question.conversation, position=question.position + 1)
@@ -185,6 +206,7 @@ def _find_known(client_key: str) -> Turn | None:
 def _describe(conversation: Conversation, question: Message, answer: Message, *, repeated: bool) -> Turn:
     return Turn(
         conversation_id=conversation.public_id,
+        organization_id=conversation.organization.public_id,
         title=conversation.title,
         model=conversation.model,
         question_id=question.public_id,

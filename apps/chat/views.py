@@ -14,9 +14,9 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
 from aiscale.db import format_usd
-from apps.accounts import callers
+from apps.accounts import active_organization, callers, roles
 from apps.accounts.models import User
-from apps.accounts.organizations import ensure_personal_organization
+from apps.accounts.roles import Right
 from apps.chat import markdown
 from apps.chat.models import Conversation, Message
 from apps.chat.turns import TITLE_CHARS
@@ -41,8 +41,9 @@ def show_home(request: HttpRequest) -> HttpResponse:
 @never_cache
 @require_http_methods(["GET", "HEAD"])
 def show_conversation(request: HttpRequest, conversation_id: str) -> HttpResponse:
-    """Show one of the user's own conversations, its last messages or those before ``?before=``."""
+    """Show one of the user's own conversations, its last messages or those before ``?before=``. Its organization becomes the active one."""
     conversation = _get_own(request, conversation_id)
+    active_organization.switch_to(request, conversation.organization_id)
     return render(request, "chat/chat.html", _chat_context(request, conversation))
 
 
@@ -50,8 +51,9 @@ def show_conversation(request: HttpRequest, conversation_id: str) -> HttpRespons
 @never_cache
 @require_http_methods(["GET", "HEAD"])
 def list_conversations(request: HttpRequest) -> HttpResponse:
-    """List all of the user's conversations, a page at a time."""
-    found = Conversation.objects.list_of(_user(request).pk)
+    """List all of the user's conversations in the active organization, a page at a time."""
+    active = active_organization.get_active(request)
+    found = Conversation.objects.list_of(_user(request).pk).filter(organization=active.organization_id)
     page = Paginator(found, PAGE).get_page(request.GET.get("page"))
     return render(request, "chat/list.html", {"page": page})
 
@@ -94,9 +96,10 @@ def _get_own(request: HttpRequest, conversation_id: str) -> Conversation:
 
 
 def _chat_context(request: HttpRequest, conversation: Conversation | None) -> dict[str, Any]:
-    user = _user(request)
-    organization = ensure_personal_organization(user)
-    sidebar = list(Conversation.objects.list_of(user.pk)[: SIDEBAR + 1])
+    active = active_organization.get_active(request)
+    organization = active.organization
+    own = Conversation.objects.list_of(active.user_id).filter(organization=organization)
+    sidebar = list(own[: SIDEBAR + 1])
     models = _list_models(organization.plan.slug)
     chosen = conversation.model if conversation else ""
     if chosen not in {model.slug for model in models}:
@@ -113,6 +116,7 @@ def _chat_context(request: HttpRequest, conversation: Conversation | None) -> di
         "models": models,
         "chosen": chosen,
         "plan": organization.plan,
+        "may_chat": roles.may(active.role, Right.CHAT),
         "spent": _round_usd(spent),
         "limit": _round_usd(limit),
         "spent_percent": min(spent * 100 // limit, 100) if limit else 100,

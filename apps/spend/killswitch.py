@@ -2,7 +2,8 @@
 
 Scopes: ``site`` (everything), ``model:<slug>``, ``plan:<slug>``, ``organization:<id>``, ``key:<id>`` and ``provider:<name>`` (``local`` is
 what our own workers compute). The table is the truth. `keys.KILLED` is what the gate and the workers read; it is always replaced as a
-whole, by one process at a time, with what the table says, so it cannot keep an order that was withdrawn or miss one that was given.
+whole, by one process at a time, with what the table says, so it cannot keep an order that was withdrawn or miss one that was given. It
+also holds an order for each key that was revoked a moment ago, so that what the key started ends.
 
 An order with an end is over at that moment wherever it is read, in the gate and in the workers, whether or not anything tidies up;
 `release_due` then writes that down.
@@ -14,6 +15,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Q
 from django.utils import timezone
@@ -24,7 +26,7 @@ from aiscale.wire import keys
 from aiscale.wire.codec import encode_control
 from aiscale.wire.events import Control
 from aiscale.wire.scopes import Order, write_order
-from apps.accounts import audit
+from apps.accounts import audit, mirror
 from apps.accounts.models import ApiKey, Organization, Plan
 from apps.spend.models import KillSwitch
 
@@ -39,6 +41,8 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 LONGEST = timedelta(days=366)
 _ADVISORY_LOCK = 7_146_001
 """Names the Postgres advisory lock under which `restore` writes; any number nobody else uses."""
+REVOKED_GRACE_S = 60
+"""A job of a revoked key may outlive its deadline by so long, at the most."""
 BY_TIME = "time"
 """Who released a switch whose end had come."""
 
@@ -123,7 +127,7 @@ def restore() -> None:
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_ADVISORY_LOCK])
         release_due()
-        fields: dict[Any, Any] = {keys.KILLED_LOADED: "1"}
+        fields: dict[Any, Any] = {keys.KILLED_LOADED: "1", **_list_revoked()}
         for switch in KillSwitch.objects.filter(released_at__isnull=True):
             until_ms = int(switch.until_at.timestamp() * 1000) if switch.until_at else None
             fields[switch.scope] = write_order(Order(switch.reason, until_ms))
@@ -131,6 +135,17 @@ def restore() -> None:
         pipeline.delete(keys.KILLED)
         pipeline.hset(keys.KILLED, mapping=fields)
         pipeline.execute()
+
+
+def _list_revoked() -> dict[str, str]:
+    """Return orders for the keys that were revoked while what they started may still run. I/O: one SQL statement."""
+    life = timedelta(seconds=settings.ENV.request_deadline_s + REVOKED_GRACE_S)
+    revoked = ApiKey.objects.filter(revoked_at__gt=timezone.now() - life).values_list("public_id", "revoked_at")
+    return {
+        f"key:{key_id}": write_order(Order(mirror.REVOKED_REASON, int((at + life).timestamp() * 1000)))
+        for key_id, at in revoked
+        if at is not None
+    }
 
 
 async def restore_async() -> None:

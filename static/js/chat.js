@@ -39,7 +39,7 @@ function showBusy() {
   const busy = pending().length > 0 || unsent !== null;
   stopButton.hidden = pending().length === 0;
   sendButton.hidden = !stopButton.hidden;
-  sendButton.disabled = busy || byId("model").value === "";
+  sendButton.disabled = busy || text.disabled || byId("model").value === "";
 }
 
 // --- text whose block is still open: code looks like code before its fence is closed -------------------------------------
@@ -196,11 +196,11 @@ function resize() {
 
 function sendText() {
   const words = text.value.trim();
-  if (!words || unsent || pending().length || !byId("model").value) return;
+  if (!words || text.disabled || unsent || pending().length || !byId("model").value) return;
   showNotice("");
   const article = addMessage("user");
   part(article, "body").textContent = words;
-  const frame = { type: "send", client_id: newId(), conversation_id: conversationId, model: byId("model").value, text: words };
+  const frame = { type: "send", client_id: newId(), conversation_id: conversationId, organization_id: thread.dataset.organization, model: byId("model").value, text: words };
   unsent = { frame, article };
   text.value = "";
   resize();

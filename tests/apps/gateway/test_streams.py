@@ -10,6 +10,7 @@ from aiscale.wire import keys
 from aiscale.wire.codec import decode_event
 from aiscale.wire.events import Finished
 from apps.accounts.callers import on_thread
+from apps.accounts.keys import revoke_key
 from apps.spend import killswitch
 from tests.apps.conftest import Cast
 from tests.apps.gateway.driver import Exchange, read_events
@@ -160,3 +161,13 @@ async def test_a_bias_forbids_a_token(cast: Cast) -> None:
     biased = (await ask(cast, max_tokens=1, logit_bias={"1000": -100}).read_json())["choices"][0]
     assert (plain["finish_reason"], biased["finish_reason"]) == ("length", "stop")
     assert plain["message"]["content"] and not biased["message"]["content"]
+
+
+async def test_a_revoked_key_ends_what_it_streams(cast: Cast) -> None:
+    call = ask(cast, stream=True, max_tokens=2000)
+    assert await call.next_part()
+    await on_thread(lambda: revoke_key(cast.key))
+    events = read_events(await call.read())
+    [refusal] = [event["error"] for event in events if "error" in event]
+    assert refusal["code"] == "killed" and "key was revoked" in refusal["message"]
+    assert len(events) < 1000, "it would go on for 2000 tokens"

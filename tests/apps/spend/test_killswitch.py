@@ -13,8 +13,8 @@ from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire import keys
 from aiscale.wire.codec import decode_control
-from apps.accounts.keys import create_key
-from apps.accounts.models import AuditEvent, User
+from apps.accounts.keys import create_key, revoke_key
+from apps.accounts.models import ApiKey, AuditEvent, User
 from apps.spend import killswitch, reach
 from apps.spend.admission import admit
 from apps.spend.models import KillSwitch
@@ -81,6 +81,22 @@ def test_restore_writes_what_is_in_force_and_nothing_else(client):
     client.hset(keys.KILLED, "model:left-behind", "an order that was withdrawn")
     killswitch.restore()
     assert client.hgetall(keys.KILLED) == {b"loaded": b"1", b"site": b"|one"}
+
+
+async def test_what_a_revoked_key_started_ends_also_where_the_message_was_missed(client):
+    organization = await stage()
+    key = await on_thread(lambda: make_key(organization))
+    await on_thread(lambda: revoke_key(key))
+    await on_thread(killswitch.restore)
+    until_ms, _, reason = client.hget(keys.KILLED, f"key:{key.public_id}").decode().partition("|")
+    assert reason == "its API key was revoked" and int(until_ms) > time.time() * 1000
+    # the caller reads why it is refused from now on, and that is no kill switch
+    with pytest.raises(AiscaleError) as refusal:
+        await admit(make_ask(make_caller(organization, key_digest=key.digest)))
+    assert refusal.value.code is Code.KEY_REVOKED
+    await on_thread(lambda: ApiKey.objects.update(revoked_at=timezone.now() - timedelta(hours=2)))
+    await on_thread(killswitch.restore)
+    assert not client.hexists(keys.KILLED, f"key:{key.public_id}"), "long ago: nothing of it can run any more"
 
 
 def test_an_end_is_written_down_as_of_its_moment(client):

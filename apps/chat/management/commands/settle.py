@@ -9,7 +9,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from apps.chat import transcripts
+from apps.chat import departures, transcripts
 from apps.inference import reaper, stopping
 from apps.spend import settlement
 
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 WORKS: dict[str, Callable[[threading.Event], None]] = {
     "settlement": settlement.run,
     "transcripts": transcripts.run,
+    "departures": departures.run,
     "reaper": reaper.run,
     "stopping": stopping.run,
 }
