@@ -6,6 +6,7 @@ does not parse ends the process with one line that names the variable, what it h
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -111,6 +112,8 @@ class Env:
     queue_limit: int
     """The most jobs that may wait for one model before the gate answers QUEUE_FULL."""
     request_deadline_s: int
+    cors_origins: tuple[str, ...]
+    """Origins whose pages may call the API; ``*`` for all, none by default."""
     body_limit_bytes: int
     files_backend: str
     """A Django storage class for callers' files. The default keeps them below ``data_dir``; several machines need a shared one."""
@@ -164,6 +167,7 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
         worker_concurrency=read_int(e, "AISCALE_WORKER_CONCURRENCY", max(64, slots + 16), low=1, high=1024),
         queue_limit=read_int(e, "AISCALE_QUEUE_LIMIT", 256, low=1, high=1_000_000),
         request_deadline_s=read_int(e, "AISCALE_REQUEST_DEADLINE_S", 300, low=5, high=3600),
+        cors_origins=_check_origins(e, "AISCALE_CORS_ORIGINS"),
         files_backend=read_text(e, "AISCALE_FILES_BACKEND", "django.core.files.storage.FileSystemStorage"),
         files_options=_check_object(e, "AISCALE_FILES_OPTIONS"),
         file_limit_bytes=read_int(e, "AISCALE_FILE_LIMIT_BYTES", 100 << 20, low=1024, high=8 << 30),
@@ -189,6 +193,14 @@ def _check_url(environ: Mapping[str, str], name: str, schemes: tuple[str, ...]) 
         # The value may hold a password: it is never repeated.
         raise BadSetting(name, f"must start with {' or '.join(schemes)}")
     return value
+
+
+def _check_origins(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
+    origins = read_list(environ, name)
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s*]+", origin):
+            raise BadSetting(name, f"names {origin!r}; an origin is like https://app.example.com, without a path, or *")
+    return origins
 
 
 def _check_object(environ: Mapping[str, str], name: str) -> str:

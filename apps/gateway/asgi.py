@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -12,6 +13,8 @@ from aiscale.errors import AiscaleError, Code
 from aiscale.redis import UNAVAILABLE, unavailable
 from apps.accounts import callers
 from apps.accounts.callers import Caller
+from apps.gateway import idempotency
+from apps.gateway.cors import make_preflight_headers
 from apps.gateway.endpoints import ROUTER
 from apps.gateway.exchange import Disconnected, Exchange, Receive, Scope, Send
 
@@ -57,6 +60,8 @@ async def _answer(exchange: Exchange) -> None:
 
 async def _route(exchange: Exchange) -> None:
     path, method = exchange.path.rstrip("/"), exchange.method
+    if method == "OPTIONS" and await _answer_preflight(exchange):
+        return
     methods, exchange.path_values = ROUTER.find(path)
     if not methods:
         raise AiscaleError(
@@ -76,7 +81,26 @@ async def _route(exchange: Exchange) -> None:
         await route.answer(exchange, caller, b"")
         return
     body = await exchange.read_body() if route.body == "json" else b""
-    await _until_disconnect(exchange, route.answer(exchange, caller, body))
+    key = exchange.find_header(idempotency.HEADER)
+    if key is None or route.body != "json":
+        await _until_disconnect(exchange, route.answer(exchange, caller, body))
+        return
+    work = partial(route.answer, exchange, caller, body)
+    await _until_disconnect(exchange, idempotency.answer(exchange, caller, key, body, work), goes_on=True)
+
+
+async def _answer_preflight(exchange: Exchange) -> bool:
+    """Tell a browser whether a page of another origin may ask. False when it may not, or this is no such question."""
+    if exchange.find_header("access-control-request-method") is None:
+        return False
+    wanted = exchange.find_header("access-control-request-headers")
+    headers = make_preflight_headers(settings.ENV.cors_origins, exchange.find_header("origin"), wanted)
+    if headers is None:
+        return False
+    exchange.cors_headers = {}
+    await exchange.start_download(headers, status=204)
+    await exchange.end_stream()
+    return True
 
 
 async def _authenticate(exchange: Exchange) -> Caller:
@@ -94,16 +118,20 @@ async def _authenticate(exchange: Exchange) -> Caller:
     return await callers.get_by_key(raw.strip())
 
 
-async def _until_disconnect(exchange: Exchange, work: Awaitable[None]) -> None:
-    """Do the work, and drop it when the client leaves: its job is cancelled on the way out."""
+async def _until_disconnect(exchange: Exchange, work: Awaitable[None], *, goes_on: bool = False) -> None:
+    """Do the work, and drop it when the client leaves: its job is cancelled on the way out. With ``goes_on`` it comes to its end."""
     worker = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(exchange.wait_disconnect())
     try:
         await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if worker.done():
             worker.result()
+        elif goes_on:
+            exchange.left = True
+            idempotency.go_on_alone(worker)
+            return
     finally:
         watcher.cancel()
-        if not worker.done():
+        if not worker.done() and not exchange.left:
             worker.cancel()
             await asyncio.wait({worker}, timeout=5)

@@ -1,7 +1,8 @@
 """Hold one HTTP request and its answer over plain ASGI."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -9,6 +10,8 @@ from django.conf import settings
 
 from aiscale.db import make_public_id
 from aiscale.errors import AiscaleError, Code
+from apps.gateway.compression import COMPRESSED_FROM_BYTES, choose_encoding, compress, decompress
+from apps.gateway.cors import make_headers
 from apps.gateway.dialects import Dialect, choose_dialect
 
 Scope = dict[str, Any]
@@ -22,6 +25,18 @@ class Disconnected(Exception):
     """The client left before its request was read."""
 
 
+@dataclass
+class Recording:
+    """Hold an answer as it is sent."""
+
+    most_bytes: int
+    status: int = 0
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    parts: list[bytes] = field(default_factory=list)
+    size_bytes: int = 0
+    is_whole: bool = False
+
+
 class Exchange:
     """Read a request once, answer it once."""
 
@@ -32,12 +47,18 @@ class Exchange:
         """The variable parts of the path, by the names that its route gives them."""
         self.query_string: bytes = scope.get("query_string", b"")
         self.request_id = make_public_id("req")
+        self.failed = False
+        """Whether the answer tells of a failure though its status was good: a stream that broke."""
+        self.left = False
+        """Whether the client is gone: nothing is sent any more."""
+        self._recording: Recording | None = None
         self.started = False
         """Whether the answer's status was sent."""
         self._began = time.perf_counter()
         self._receive = receive
         self._send = send
         self._headers = {name.lower(): value for name, value in scope["headers"]}
+        self.cors_headers = make_headers(settings.ENV.cors_origins, self.find_header("origin"))
         self.dialect: Dialect = choose_dialect(self.path, has_anthropic_version=b"anthropic-version" in self._headers)
 
     def find_header(self, name: str) -> str | None:
@@ -46,7 +67,10 @@ class Exchange:
 
     async def read_body(self) -> bytes:
         """Read the whole body. Raises: AiscaleError (BODY_TOO_LARGE), Disconnected."""
-        return b"".join([part async for part in self.iter_body(settings.ENV.body_limit_bytes)])
+        limit_bytes = settings.ENV.body_limit_bytes
+        body = b"".join([part async for part in self.iter_body(limit_bytes)])
+        encoding = self.find_header("content-encoding")
+        return body if encoding is None else await decompress(body, encoding, limit_bytes)
 
     async def iter_body(self, limit_bytes: int) -> AsyncIterator[bytes]:
         """Yield the body as it comes. Raises: AiscaleError (BODY_TOO_LARGE), Disconnected."""
@@ -72,14 +96,57 @@ class Exchange:
 
     async def send_json(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
         body = _encode(value)
-        await self._start(
-            status, {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
-        )
-        await self._send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
+        await self._send_whole(status, {"content-type": "application/json", **(headers or {})}, body)
 
-    async def start_download(self, headers: Mapping[str, str]) -> None:
+    async def send_again(
+        self, status: int, headers: Iterable[tuple[str, str]], body: bytes, more: Mapping[str, str]
+    ) -> None:
+        """Send an answer as it was recorded, under the id of its own request."""
+        values = dict(headers)
+        self.request_id = values.get("x-request-id", self.request_id)
+        await self._send_whole(status, {**values, **more}, body)
+
+    async def _send_whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        pairs = dict(headers)
+        if self._recording is not None:
+            # kept as it is; only what is sent may be compressed
+            self._recording.parts.append(body)
+            self._recording.size_bytes += len(body)
+            self._recording.is_whole = True
+        if len(body) >= COMPRESSED_FROM_BYTES and "content-encoding" not in pairs:
+            pairs["vary"] = "accept-encoding"
+            encoding = choose_encoding(self.find_header("accept-encoding"))
+            if encoding is not None and not pairs.get("content-type", "").startswith("text/event-stream"):
+                body = await compress(body, encoding)
+                pairs["content-encoding"] = encoding
+        pairs["content-length"] = str(len(body))
+        await self._start(status, pairs)
+        await self._put({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
+
+    def record(self, most_bytes: int) -> None:
+        """Remember the answer while it is sent, up to so many bytes."""
+        self._recording = Recording(most_bytes)
+
+    @property
+    def recorded(self) -> Recording | None:
+        """Return the whole answer that was sent; None when it was cut short, or too large to remember."""
+        kept = self._recording
+        return kept if kept is not None and kept.is_whole and kept.size_bytes <= kept.most_bytes else None
+
+    async def _put(self, message: dict[str, Any]) -> None:
+        """Send one message, unless the client is gone."""
+        if self.left:
+            return
+        try:
+            await self._send(message)
+        except (OSError, RuntimeError):
+            if self._recording is None:
+                raise
+            self.left = True
+
+    async def start_download(self, headers: Mapping[str, str], status: int = 200) -> None:
         """Send the status of an answer that comes in parts (`send_part`, `end_stream`)."""
-        await self._start(200, headers)
+        await self._start(status, headers)
 
     async def start_stream(self, headers: Mapping[str, str]) -> None:
         """Send the status of a stream of server-sent events."""
@@ -106,14 +173,26 @@ class Exchange:
 
     async def end_with(self, value: dict[str, Any]) -> None:
         """End a stream with an error."""
+        self.failed = True
         await self.send_event(value, self.dialect.frame_error(value))
         await self.end_stream()
 
     async def send_part(self, part: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": part, "more_body": True})
+        self._remember(part)
+        await self._put({"type": "http.response.body", "body": part, "more_body": True})
 
     async def end_stream(self, last: bytes = b"") -> None:
-        await self._send({"type": "http.response.body", "body": last})
+        self._remember(last)
+        if self._recording is not None:
+            self._recording.is_whole = True
+        await self._put({"type": "http.response.body", "body": last})
+
+    def _remember(self, part: bytes) -> None:
+        kept = self._recording
+        if kept is not None:
+            kept.size_bytes += len(part)
+            if kept.size_bytes <= kept.most_bytes:
+                kept.parts.append(part)
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self.started = True
@@ -125,7 +204,14 @@ class Exchange:
             **self.dialect.common_headers(self.request_id),
         }
         pairs = {"cache-control": "no-store", **fixed, **headers}
-        await self._send(
+        if self._recording is not None:
+            own = {"content-length", "content-encoding", "vary", *self.cors_headers}
+            kept = [(name, value) for name, value in pairs.items() if name not in own]
+            self._recording.status, self._recording.headers = status, kept
+        if self.cors_headers:
+            vary = ", ".join(filter(None, (pairs.get("vary"), self.cors_headers.get("vary"))))
+            pairs |= self.cors_headers | ({"vary": vary} if vary else {})
+        await self._put(
             {
                 "type": "http.response.start",
                 "status": status,

@@ -169,3 +169,28 @@ class BatchLine(models.Model):
 
     def __str__(self) -> str:
         return f"{self.batch_id}:{self.number}"
+
+
+class IdempotentRequest(models.Model):
+    """Remember which request an Idempotency-Key of an organization stands for, and its answer."""
+
+    organization_id = models.CharField(max_length=40)
+    """The public id: an organization that is gone leaves nothing that anybody could ask for."""
+    key = models.CharField(max_length=255)
+    fingerprint = models.CharField(max_length=64)
+    """sha256 of method, path, query and body."""
+    request_id = models.CharField(max_length=64)
+    holder = models.CharField(max_length=32)
+    lease_until = models.DateTimeField()
+    status = models.PositiveSmallIntegerField(null=True)
+    headers = models.JSONField(default=list)
+    body = models.BinaryField(null=True)
+    """The answer, deflated; None while it is made."""
+    expires_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["organization_id", "key"], name="idempotency_key_once")]
+        indexes = [models.Index(fields=["expires_at"], name="idempotency_by_expiry")]
+
+    def __str__(self) -> str:
+        return f"{self.organization_id}: {self.request_id}"

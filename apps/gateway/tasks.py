@@ -8,7 +8,7 @@ from typing import Any
 from celery import shared_task
 from celery.signals import worker_shutting_down
 
-from apps.gateway import loops
+from apps.gateway import idempotency_records, loops
 from apps.gateway.batches import runner
 from apps.gateway.batches import upkeep as batches
 from apps.gateway.files import upkeep as files
@@ -30,6 +30,7 @@ def forget_expired() -> None:
     responses.forget_expired()
     files.tidy()
     batches.forget_old()
+    idempotency_records.forget_expired()
 
 
 @shared_task(name="aiscale.gateway.start_batches", ignore_result=True)

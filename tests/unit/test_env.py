@@ -59,3 +59,15 @@ def test_two_data_directories_have_their_own_servers(tmp_path: Path) -> None:
     assert embedded_database_url(short) != embedded_database_url(long)
     assert embedded_redis_url(short) != embedded_redis_url(long)
     assert len(str(socket_dir(long))) <= 85
+
+
+@pytest.mark.parametrize("value", ["app.example", "https://app.example/path", "https://*.example", "ftp://x"])
+def test_an_origin_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(env.BadSetting, match="AISCALE_CORS_ORIGINS"):
+        env.load({"AISCALE_CORS_ORIGINS": value})
+
+
+def test_options_of_the_files_storage_must_be_an_object() -> None:
+    assert env.load({"AISCALE_FILES_OPTIONS": '{"a": 1}'}).files_options == '{"a": 1}'
+    with pytest.raises(env.BadSetting, match="AISCALE_FILES_OPTIONS"):
+        env.load({"AISCALE_FILES_OPTIONS": "[secret]"})

@@ -42,6 +42,9 @@ async def read_upload(exchange: Exchange) -> Upload:
     boundary = options.get("boundary")
     if kind != "multipart/form-data" or not boundary:
         raise _bad("Send the file as multipart/form-data, with the fields 'file' and 'purpose'", "file")
+    if exchange.find_header("content-encoding") not in (None, "identity"):
+        message = "A file's upload cannot be compressed. Leave Content-Encoding out."
+        raise AiscaleError(Code.UNSUPPORTED_ENCODING, message, param="Content-Encoding")
     limit_bytes = settings.ENV.file_limit_bytes + OVERHEAD_BYTES
     upload = Upload()
     try:

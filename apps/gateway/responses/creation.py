@@ -103,6 +103,7 @@ class Stream:
             await _keep(failed)
             if not self._exchange.started:
                 raise
+            self._exchange.failed = True
             await self._say("response.failed", response=failed)
         await self._exchange.end_stream()
 
