@@ -12,6 +12,39 @@ CEILING_USD = Decimal(9_000_000)
 """What Lua counts exactly in nano-USD."""
 
 
+MILLION = 1_000_000
+NANOUSD_PER_TOKEN_OF_USD_PER_MILLION = 1_000
+"""1 USD for a million tokens is 1,000 nano-USD for each."""
+
+
+def format_per_million(nanousd_per_token: int) -> str:
+    """Write a token's price as US dollars for a million: 50 -> ``0.05``."""
+    return f"{(Decimal(nanousd_per_token) / NANOUSD_PER_TOKEN_OF_USD_PER_MILLION).normalize():f}"
+
+
+class PerMillionField(forms.DecimalField):
+    """Take US dollars for a million tokens, exactly, and give whole nano-USD a token; never negative (M10)."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        defaults: dict[str, Any] = {
+            "min_value": Decimal(0),
+            "max_value": Decimal(MILLION),
+            "decimal_places": 3,
+            "widget": UnfoldAdminDecimalFieldWidget,
+        }
+        super().__init__(**defaults | kwargs)
+
+    def clean(self, value: Any) -> int | None:
+        usd = super().clean(value)
+        return None if usd is None else int(usd * NANOUSD_PER_TOKEN_OF_USD_PER_MILLION)
+
+    def prepare_value(self, value: Any) -> Any:
+        return format_per_million(value) if isinstance(value, int) else value
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        return bool(super().has_changed(self.prepare_value(initial), data))
+
+
 class UsdField(forms.DecimalField):
     """Take US dollars exactly, as a decimal, and give whole nano-US-dollars; never negative (M10)."""
 

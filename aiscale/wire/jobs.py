@@ -15,7 +15,8 @@ LOCAL_PROVIDER = "local"
 class BillingTag(msgspec.Struct, frozen=True, kw_only=True):
     """Say who pays and at what price. The worker echoes it unread, so that settlement needs nothing but the last event.
 
-    Prices are those of admission: a price that changes in between never changes a running request.
+    Prices are those of admission: a price that changes in between never changes a running request. ``price_id`` names their row;
+    ``cached_prompt_nanousd_per_token`` None means the same as for any other prompt token; ``request_nanousd`` is the flat part.
     """
 
     organization_id: str
@@ -28,6 +29,9 @@ class BillingTag(msgspec.Struct, frozen=True, kw_only=True):
     completion_nanousd_per_token: int
     hold_nanousd: int
     admitted_at_ms: int
+    price_id: str = ""
+    cached_prompt_nanousd_per_token: int | None = None
+    request_nanousd: int = 0
     provider: str = LOCAL_PROVIDER
 
 

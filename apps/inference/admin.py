@@ -1,67 +1,35 @@
 """Let an owner name, price, enable and disable models."""
 
-from decimal import Decimal
 from typing import Any
 
-from django import forms
 from django.contrib import admin
+from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models.functions import Now
 from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
 from unfold.admin import ModelAdmin
-from unfold.widgets import UnfoldAdminDecimalFieldWidget
 
+from aiscale.money_forms import format_per_million
 from apps.inference.models import Model
-
-MILLION = 1_000_000
-NANOUSD_PER_TOKEN_OF_USD_PER_MILLION = 1_000
-"""1 USD for a million tokens is 1,000 nano-USD for each."""
-
-
-class PriceField(forms.DecimalField):
-    """Take US dollars for a million tokens, exactly, and give nano-USD a token."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(
-            min_value=Decimal(0),
-            max_value=Decimal(MILLION),
-            decimal_places=3,
-            widget=UnfoldAdminDecimalFieldWidget,
-            **kwargs,
-        )
-
-    def clean(self, value: Any) -> int | None:
-        usd = super().clean(value)
-        return None if usd is None else int(usd * NANOUSD_PER_TOKEN_OF_USD_PER_MILLION)
-
-    def prepare_value(self, value: Any) -> Any:
-        if not isinstance(value, int):
-            return value
-        return f"{(Decimal(value) / NANOUSD_PER_TOKEN_OF_USD_PER_MILLION).normalize():f}"
-
-    def has_changed(self, initial: Any, data: Any) -> bool:
-        return bool(super().has_changed(self.prepare_value(initial), data))
-
-
-class ModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs alone
-    prompt_nanousd_per_token = PriceField(
-        label="Prompt price (USD per million tokens)", help_text="Holds for requests that are admitted after you save."
-    )
-    completion_nanousd_per_token = PriceField(label="Completion price (USD per million tokens)")
+from apps.spend.models import Price
 
 
 @admin.register(Model)
 class CatalogAdmin(ModelAdmin):  # type: ignore[misc]
-    form = ModelForm
     list_display = ["slug", "name", "kind", "is_enabled", "prompt_price", "completion_price", "version"]
     list_filter = ["kind", "is_enabled"]
     search_fields = ["slug", "name"]
-    readonly_fields = ["slug", "kind", "version", "context_tokens", "dimensions", "created_at", "updated_at"]
+    readonly_fields = ["prompt_price", "completion_price", "change_price", "slug", "kind", "version"]
+    readonly_fields += ["context_tokens", "dimensions", "created_at", "updated_at"]
     fields = [
         "slug",
         "name",
         "description",
         "is_enabled",
-        "prompt_nanousd_per_token",
-        "completion_nanousd_per_token",
+        "prompt_price",
+        "completion_price",
+        "change_price",
         "kind",
         "version",
         "context_tokens",
@@ -74,14 +42,33 @@ class CatalogAdmin(ModelAdmin):  # type: ignore[misc]
         """A model enters the catalog with its files, through ``seed_catalog``."""
         return False
 
-    @admin.display(description="prompt, USD per million", ordering="prompt_nanousd_per_token")
-    def prompt_price(self, model: Model) -> str:
-        return _per_million(model.prompt_nanousd_per_token)
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Model]:
+        queryset: QuerySet[Model] = super().get_queryset(request)
+        in_force = Price.objects.filter(model=OuterRef("slug"), valid_from__lte=Now()).order_by("-valid_from", "-pk")
+        return queryset.annotate(
+            prompt_nanousd=Subquery(in_force.values("prompt_nanousd_per_token")[:1]),
+            completion_nanousd=Subquery(in_force.values("completion_nanousd_per_token")[:1]),
+        )
 
-    @admin.display(description="completion, USD per million", ordering="completion_nanousd_per_token")
-    def completion_price(self, model: Model) -> str:
-        return _per_million(model.completion_nanousd_per_token)
+    @admin.display(description="prompt, USD per million", ordering="prompt_nanousd")
+    def prompt_price(self, model: Any) -> str:
+        return _word(model.prompt_nanousd)
+
+    @admin.display(description="completion, USD per million", ordering="completion_nanousd")
+    def completion_price(self, model: Any) -> str:
+        return _word(model.completion_nanousd)
+
+    @admin.display(description="prices")
+    def change_price(self, model: Model) -> str:
+        url = reverse("admin:spend_price_add")
+        listed = reverse("admin:spend_price_changelist")
+        return format_html(
+            '<a href="{0}?model={2}">Change the price</a> or <a href="{1}?model={2}">look at all of them</a>',
+            url,
+            listed,
+            model.slug,
+        )
 
 
-def _per_million(nanousd_per_token: int) -> str:
-    return f"{Decimal(nanousd_per_token) / NANOUSD_PER_TOKEN_OF_USD_PER_MILLION:.3f}"
+def _word(nanousd_per_token: int | None) -> str:
+    return "none: not served" if nanousd_per_token is None else format_per_million(nanousd_per_token)

@@ -17,7 +17,7 @@ from apps.inference import catalog, lanes, prompts, queue
 from apps.inference.catalog import CatalogModel
 from apps.inference.prompts import ChatMessage
 from apps.inference.waiting import Wait
-from apps.spend import admission, pricing
+from apps.spend import admission
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,12 +106,7 @@ async def start(request: CompletionRequest, caller: Caller) -> Run:
     job_id = request.job_id or lanes.name_job(request.request_id)
     now_ms = time.time_ns() // 1_000_000
     deadline_at_ms = now_ms + settings.ENV.request_deadline_s * 1000
-    hold_nanousd = pricing.cost_nanousd(
-        len(prompt),
-        max_tokens * request.n,
-        prompt_nanousd_per_token=model.prompt_nanousd_per_token,
-        completion_nanousd_per_token=model.completion_nanousd_per_token,
-    )
+    hold_nanousd = model.terms.cost_nanousd(len(prompt), max_tokens * request.n)
     admitted = await admission.admit(
         admission.Ask(
             caller=caller,
@@ -191,10 +186,10 @@ def make_tag(
         plan=caller.plan,
         request_id=request_id,
         source="batch" if caller.lane == "batch" else source,
-        prompt_nanousd_per_token=model.prompt_nanousd_per_token,
-        completion_nanousd_per_token=model.completion_nanousd_per_token,
         hold_nanousd=hold_nanousd,
         admitted_at_ms=now_ms,
+        price_id=model.price_id,
+        **msgspec.structs.asdict(model.terms),
     )
 
 

@@ -16,7 +16,7 @@ from apps.inference.catalog import CatalogModel
 from apps.inference.completions import make_tag, send
 from apps.inference.endings import make_failure
 from apps.inference.waiting import Wait
-from apps.spend import admission, pricing
+from apps.spend import admission
 
 DEADLINE_S = 30
 MAX_INPUTS = 2048
@@ -54,12 +54,7 @@ async def embed(request: EmbeddingRequest, caller: Caller) -> EmbeddingResult:
     prompt_tokens = sum(map(len, inputs))
     job_id, now_ms = lanes.name_job(request.request_id), time.time_ns() // 1_000_000
     deadline_at_ms = now_ms + DEADLINE_S * 1000
-    hold_nanousd = pricing.cost_nanousd(
-        prompt_tokens,
-        0,
-        prompt_nanousd_per_token=model.prompt_nanousd_per_token,
-        completion_nanousd_per_token=model.completion_nanousd_per_token,
-    )
+    hold_nanousd = model.terms.cost_nanousd(prompt_tokens, 0)
     admitted = await admission.admit(
         admission.Ask(
             caller=caller, model=model.slug, job_id=job_id, worst_nanousd=hold_nanousd, deadline_at_ms=deadline_at_ms

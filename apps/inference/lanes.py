@@ -5,6 +5,7 @@ import msgspec
 from aiscale.wire.broker import PRIORITY_STEPS
 from apps.accounts.callers import Caller, PlanLimits
 from apps.inference.catalog import CatalogModel
+from apps.spend.prices import Terms
 
 BULK_SHARE = 2
 """A bulk request costs one part in so many of the model's price, rounded up to a whole nano-dollar a token."""
@@ -14,11 +15,8 @@ def apply(caller: Caller, model: CatalogModel, plan: PlanLimits) -> tuple[Catalo
     """Return model and plan as they hold for this caller's lane."""
     if caller.lane != "batch":
         return model, plan
-    prices = {
-        name: -(-getattr(model, name) // BULK_SHARE)
-        for name in ("prompt_nanousd_per_token", "completion_nanousd_per_token")
-    }
-    return msgspec.structs.replace(model, **prices), msgspec.structs.replace(plan, priority=PRIORITY_STEPS[-1])
+    terms = Terms(**{name: -(-price // BULK_SHARE) for name, price in msgspec.structs.asdict(model.terms).items()})
+    return msgspec.structs.replace(model, terms=terms), msgspec.structs.replace(plan, priority=PRIORITY_STEPS[-1])
 
 
 def name_job(request_id: str) -> str:

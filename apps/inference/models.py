@@ -1,8 +1,8 @@
-"""Keep the catalog: what is served, at which price."""
+"""Keep the catalog: what is served. Prices are `apps.spend.models.Price`, by the model's slug."""
 
 from django.db import models
 
-from aiscale.db import NanoUsdField, Row
+from aiscale.db import Row
 
 
 class Model(Row):
@@ -20,23 +20,12 @@ class Model(Row):
     version = models.CharField(max_length=64)
     description = models.CharField(max_length=300, blank=True)
     is_enabled = models.BooleanField(default=True, help_text="A model that is not enabled does not exist for callers.")
-    prompt_nanousd_per_token = NanoUsdField("price of a prompt token")
-    completion_nanousd_per_token = NanoUsdField("price of a completion token", default=0)
     context_tokens = models.PositiveIntegerField("context, tokens")
     dimensions = models.PositiveIntegerField(default=0)
 
     class Meta:
         constraints = [
-            models.CheckConstraint(
-                name="model_price_is_possible",
-                condition=models.Q(
-                    prompt_nanousd_per_token__gte=0,
-                    prompt_nanousd_per_token__lte=1_000_000_000,
-                    completion_nanousd_per_token__gte=0,
-                    completion_nanousd_per_token__lte=1_000_000_000,
-                    context_tokens__gte=1,
-                ),
-            )
+            models.CheckConstraint(name="model_context_is_possible", condition=models.Q(context_tokens__gte=1))
         ]
 
     def __str__(self) -> str:

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, Self
 
 from django.db import models, transaction
-from django.db.models import F, Q
+from django.db.models import F, OuterRef, Q, Subquery
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -12,6 +12,8 @@ from aiscale.db import NanoUsdField, Row, format_usd
 
 LIMIT_CEILING_NANOUSD = 9_000_000 * 1_000_000_000
 """Lua's numbers are doubles: whole nano-dollars are exact up to about 9 million US dollars."""
+PRICE_CEILING_NANOUSD_PER_TOKEN = 1_000_000_000
+REQUEST_CEILING_NANOUSD = 1_000 * 1_000_000_000
 
 
 class UsageRecord(models.Model):
@@ -33,10 +35,18 @@ class UsageRecord(models.Model):
     model_version = models.CharField(max_length=128)
     finish_reason = models.CharField(max_length=16)
     error_code = models.CharField(max_length=64, blank=True)
+    end_detail = models.CharField(max_length=300, blank=True, default="", db_default="")
+    """Who or what ended it, in words: a kill switch's reason, what failed."""
     prompt_tokens = models.BigIntegerField()
     completion_tokens = models.BigIntegerField()
+    cached_tokens = models.BigIntegerField(default=0, db_default=0)
+    """Of the prompt, those that were taken from the cache."""
+    price_id = models.CharField(max_length=40, blank=True, default="", db_default="")
+    """The `Price` of admission; its numbers are repeated here. Empty: before prices had rows."""
     prompt_nanousd_per_token = NanoUsdField()
+    cached_prompt_nanousd_per_token = NanoUsdField(null=True)
     completion_nanousd_per_token = NanoUsdField()
+    request_nanousd = NanoUsdField(default=0, db_default=0)
     hold_nanousd = NanoUsdField()
     cost_nanousd = NanoUsdField()
     worker_id = models.CharField(max_length=128, blank=True)
@@ -125,6 +135,57 @@ class LedgerEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.account} {format_usd(self.amount_nanousd)}"
+
+
+class PriceQuerySet(models.QuerySet["Price"]):
+    def list_in_force(self, at: datetime) -> Self:
+        """Keep each model's price of that moment. Of prices from the same moment on, the one written last counts."""
+        return self.filter(valid_from__lte=at).order_by("model", "-valid_from", "-pk").distinct("model")
+
+    def with_ends(self) -> Self:
+        """Add ``valid_until``, the moment at which the model's next price begins: None for the last one, and its own beginning for one
+        that was replaced before it began."""
+        later = Q(valid_from__gt=OuterRef("valid_from")) | Q(valid_from=OuterRef("valid_from"), pk__gt=OuterRef("pk"))
+        following = Price.objects.filter(later, model=OuterRef("model")).order_by("valid_from", "pk")
+        return self.annotate(valid_until=Subquery(following.values("valid_from")[:1]))
+
+
+class Price(Row):
+    """State what a model costs from a moment on, until the next row of that model. The database refuses changes, and rows that begin in
+    the past of a model that has a price: what was charged once stays explained.
+    """
+
+    PUBLIC_ID_PREFIX = "price"
+
+    model = models.CharField(max_length=128)
+    valid_from = models.DateTimeField()
+    prompt_nanousd_per_token = NanoUsdField()
+    cached_prompt_nanousd_per_token = NanoUsdField()
+    completion_nanousd_per_token = NanoUsdField()
+    request_nanousd = NanoUsdField(default=0)
+    """For each request that computed something, whatever its length."""
+    reason = models.CharField(max_length=300, blank=True)
+
+    objects = PriceQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="price_is_possible",
+                condition=Q(
+                    prompt_nanousd_per_token__range=(0, PRICE_CEILING_NANOUSD_PER_TOKEN),
+                    cached_prompt_nanousd_per_token__gte=0,
+                    cached_prompt_nanousd_per_token__lte=F("prompt_nanousd_per_token"),
+                    completion_nanousd_per_token__range=(0, PRICE_CEILING_NANOUSD_PER_TOKEN),
+                    request_nanousd__range=(0, REQUEST_CEILING_NANOUSD),
+                ),
+            ),
+        ]
+        indexes = [models.Index(fields=["model", "-valid_from", "-id"], name="price_by_model")]
+        ordering = ["model", "-valid_from", "-id"]
+
+    def __str__(self) -> str:
+        return f"{self.model} from {self.valid_from:%Y-%m-%d %H:%M}"
 
 
 class Correction(models.Model):

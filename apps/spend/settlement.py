@@ -44,6 +44,7 @@ CLAIM_EACH_S = 2.0
 CHORES_EACH_S = 5.0
 PRESENCE_EACH_S = 1.0
 PRESENCE_TTL_S = 5
+END_DETAIL_CHARS = 300
 BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -96,10 +97,15 @@ def settle(event: Finished) -> bool:
 
 
 def normalize(event: Finished, now_ms: int) -> Finished:
-    """Check what the database would refuse, and bound the event's time by admission and by now.
+    """Check what the database would refuse, and bound the event's time by admission and by now, and its cached tokens by its prompt.
 
     A worker whose clock is wrong must not move a cost into another month. Raises: BadEvent.
     """
+    event = msgspec.structs.replace(
+        event,
+        cached_tokens=min(max(event.cached_tokens, 0), max(event.prompt_tokens, 0)),
+        error_message=(event.error_message or "").replace("\0", "")[:END_DETAIL_CHARS],
+    )
     if not event.job_id or not event.billing.organization_id:
         raise BadEvent("it names no job or no payer")
     if "\0" in "".join(value for value in _texts(event)):
@@ -257,6 +263,7 @@ def _texts(event: Finished) -> Iterable[str]:
         billing.key_id or "",
         billing.plan,
         billing.request_id,
+        billing.price_id,
     )
 
 

@@ -29,10 +29,15 @@ _COLUMNS = {
     "model_version": "text",
     "finish_reason": "text",
     "error_code": "text",
+    "end_detail": "text",
     "prompt_tokens": "bigint",
     "completion_tokens": "bigint",
+    "cached_tokens": "bigint",
+    "price_id": "text",
     "prompt_nanousd_per_token": "bigint",
+    "cached_prompt_nanousd_per_token": "bigint",
     "completion_nanousd_per_token": "bigint",
+    "request_nanousd": "bigint",
     "hold_nanousd": "bigint",
     "cost_nanousd": "bigint",
     "worker_id": "text",
@@ -68,11 +73,15 @@ def cost_of(event: Finished) -> int:
 
     Raises: AiscaleError for negative counts or prices.
     """
+    billing = event.billing
     cost = pricing.cost_nanousd(
         event.prompt_tokens,
         event.completion_tokens,
-        prompt_nanousd_per_token=event.billing.prompt_nanousd_per_token,
-        completion_nanousd_per_token=event.billing.completion_nanousd_per_token,
+        event.cached_tokens,
+        prompt_nanousd_per_token=billing.prompt_nanousd_per_token,
+        completion_nanousd_per_token=billing.completion_nanousd_per_token,
+        cached_prompt_nanousd_per_token=billing.cached_prompt_nanousd_per_token,
+        request_nanousd=billing.request_nanousd,
     )
     return 0 if event.finish_reason == "error" else cost
 
@@ -154,10 +163,15 @@ def _make_row(event: Finished) -> dict[str, object]:
         "model_version": event.model_version,
         "finish_reason": event.finish_reason,
         "error_code": event.error_code or "",
+        "end_detail": event.error_message or "",
         "prompt_tokens": event.prompt_tokens,
         "completion_tokens": event.completion_tokens,
+        "cached_tokens": event.cached_tokens,
+        "price_id": billing.price_id,
         "prompt_nanousd_per_token": billing.prompt_nanousd_per_token,
+        "cached_prompt_nanousd_per_token": billing.cached_prompt_nanousd_per_token,
         "completion_nanousd_per_token": billing.completion_nanousd_per_token,
+        "request_nanousd": billing.request_nanousd,
         "hold_nanousd": billing.hold_nanousd,
         "cost_nanousd": cost_of(event),
         "worker_id": event.worker_id,

@@ -123,7 +123,7 @@ def make_finished(organization_id: str, job_id: str | None = None, **changes: An
         "hold_nanousd": 1000,
         "admitted_at_ms": now_ms - 1500,
     }
-    tag.update({name: changes.pop(name) for name in list(changes) if name in tag})
+    tag.update({name: changes.pop(name) for name in list(changes) if name in BillingTag.__struct_fields__})
     values: dict[str, Any] = {
         "job_id": job_id or make_public_id("job"),
         "seq": 6,

@@ -4,7 +4,9 @@ from django.conf import settings
 from django.core.management.base import BaseCommand
 
 from aiscale.wire.manifest import Manifest, list_manifests
+from apps.accounts import audit
 from apps.inference.models import Model
+from apps.spend import prices
 
 _PRICES = {
     # nano-USD a token: (prompt, completion); 50 nano-USD a token are 0.05 USD a million
@@ -34,9 +36,10 @@ class Command(BaseCommand):
 
 
 def _enter(manifest: Manifest) -> str:
-    """Make or update one row; name, prices and description stay as their owner left them."""
+    """Make or update one row; name, prices and description stay as their owner left them. A model without a price gets one."""
     title, description = _TITLES.get(manifest.name, (manifest.name, ""))
-    prompt_price, completion_price = _PRICES[manifest.kind]
+    if manifest.name not in prices.map_current():
+        _set_first_price(manifest)
     facts = {
         "kind": manifest.kind,
         "version": manifest.version,
@@ -48,8 +51,6 @@ def _enter(manifest: Manifest) -> str:
         defaults={
             "name": title,
             "description": description,
-            "prompt_nanousd_per_token": prompt_price,
-            "completion_nanousd_per_token": completion_price,
             **facts,
         },
     )
@@ -61,3 +62,13 @@ def _enter(manifest: Manifest) -> str:
         setattr(row, name, value)
     row.save(update_fields=[*facts, "updated_at"])
     return "updated"
+
+
+def _set_first_price(manifest: Manifest) -> None:
+    prompt_price, completion_price = _PRICES[manifest.kind]
+    terms = prices.Terms(
+        prompt_nanousd_per_token=prompt_price,
+        cached_prompt_nanousd_per_token=prompt_price,
+        completion_nanousd_per_token=completion_price,
+    )
+    prices.change(manifest.name, terms, reason="The price to start with", by=audit.by_command(), confirmed=True)
