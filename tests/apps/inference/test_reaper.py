@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from aiscale.db import make_public_id
 from aiscale.wire import codec, keys
 from aiscale.wire.broker import broker_list
 from aiscale.wire.events import Delta, Event, Finished, Started
@@ -24,7 +25,7 @@ def client(cast: Cast, redis_url: str) -> Redis:
 
 async def start(cast: Cast, **changes: Any) -> Run:
     values: dict[str, Any] = {
-        "request_id": "req_1",
+        "request_id": make_public_id("req"),
         "source": "api",
         "model": CHAT,
         "messages": [ChatMessage(role="user", content="Hello")],
