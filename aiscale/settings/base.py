@@ -204,6 +204,9 @@ REST_FRAMEWORK = {
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
 }
 
+# accounts knows no models: it asks for their names here
+LIST_MODEL_NAMES = "apps.inference.catalog.list_slugs"
+
 # views of Django and DRF are limited by django-ratelimit over the shared Redis cache
 RATELIMIT_USE_CACHE = "default"
 # a Redis that is down must not open the login to guessing

@@ -181,6 +181,7 @@ class ApiKeyAdmin(ModelAdmin):  # type: ignore[misc]
             "Limits of this key alone, below its plan's",
             {"fields": ["requests_per_window", "window_s", "tokens_per_minute", "max_in_flight", "allowed_models"]},
         ),
+        ("More than that", {"fields": ["can_manage"]}),
     ]
     actions = ["revoke_selected"]
 

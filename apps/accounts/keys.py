@@ -1,6 +1,8 @@
 """Make and revoke API keys."""
 
 import secrets
+from dataclasses import asdict, dataclass
+from datetime import datetime
 
 from django.db import transaction
 from django.db.models import QuerySet
@@ -15,30 +17,76 @@ from apps.accounts.roles import Right
 PREFIX = "sk-aiscale-"
 MAX_ACTIVE = 50
 """Keys of one member in one organization that are not revoked."""
+NAME_CHARS, MAX_MODELS, MAX_NUMBER = 80, 50, 2_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyTerms:
+    """Say what a key may do: less than its plan, never more. None and () leave it to the plan alone."""
+
+    expires_at: datetime | None = None
+    allowed_models: tuple[str, ...] = ()
+    requests_per_window: int | None = None
+    window_s: int | None = None
+    tokens_per_minute: int | None = None
+    max_in_flight: int | None = None
+    can_manage: bool = False
+
+    def check(self) -> None:
+        """Raise: AiscaleError (INVALID_REQUEST) for terms that cannot be."""
+        if self.expires_at is not None and self.expires_at <= timezone.now():
+            raise _refuse("expires_at", "A key that has expired already is of no use. Choose a time to come.")
+        for name in ("requests_per_window", "window_s", "tokens_per_minute", "max_in_flight"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= MAX_NUMBER:
+                raise _refuse(name, f"{name} is at least 1, or left out.")
+        if (self.requests_per_window is None) != (self.window_s is None):
+            raise _refuse("window_s", "A limit of requests needs both requests_per_window and window_s, in seconds.")
+        if len(self.allowed_models) > MAX_MODELS or not all(
+            0 < len(name) <= 128 and "," not in name and name.isprintable() for name in self.allowed_models
+        ):
+            raise _refuse("allowed_models", f"Name at most {MAX_MODELS} models as they stand in the list of models.")
 
 
 def create_key(
-    organization: Organization, user: User, name: str = "", *, by: audit.Actor | None = None
+    organization: Organization,
+    user: User,
+    name: str = "",
+    terms: KeyTerms | None = None,
+    *,
+    by: audit.Actor | None = None,
 ) -> tuple[ApiKey, str]:
-    """Make a key and return it with its raw text, which is nowhere else: show it once. I/O: SQL, one Redis trip.
+    """Make a key and return it with its raw text, which is nowhere else: show it once.
 
     Asks nobody: for what a member may do, see `create_member_key`.
+    I/O: SQL, one Redis trip. Raises: AiscaleError (INVALID_REQUEST).
     """
+    terms = terms or KeyTerms()
+    terms.check()
+    if len(name) > NAME_CHARS or "\x00" in name:
+        raise _refuse("name", f"A name has at most {NAME_CHARS} characters.")
     raw = PREFIX + secrets.token_urlsafe(32)
+    values = asdict(terms) | {"allowed_models": list(terms.allowed_models)}
     with transaction.atomic():
         key = ApiKey.objects.create(
-            organization=organization, created_by=user, name=name, digest=hash_key(raw), hint=raw[-4:]
+            organization=organization, created_by=user, name=name, digest=hash_key(raw), hint=raw[-4:], **values
         )
-        _record(audit.KEY_CREATE, key, by or audit.by_user(user), name=name)
+        told = {field: value for field, value in values.items() if value}
+        _record(audit.KEY_CREATE, key, by or audit.by_user(user), name=name, **told)
     return key, raw
 
 
 def create_member_key(
-    organization: Organization, user: User, name: str = "", *, address: str = ""
+    organization: Organization,
+    user: User,
+    name: str = "",
+    terms: KeyTerms | None = None,
+    *,
+    by: audit.Actor | None = None,
 ) -> tuple[ApiKey, str]:
     """Make a key for a member who may.
 
-    I/O: SQL, one Redis trip. Raises: AiscaleError (NOT_FOUND, PERMISSION_DENIED, TOO_MANY_OBJECTS).
+    I/O: SQL, one Redis trip. Raises: AiscaleError (NOT_FOUND, PERMISSION_DENIED, TOO_MANY_OBJECTS, INVALID_REQUEST).
     """
     with transaction.atomic():
         # locked: whoever removes this member meanwhile waits, and then finds the key and revokes it
@@ -51,7 +99,7 @@ def create_member_key(
                 Code.TOO_MANY_OBJECTS,
                 f"You have {MAX_ACTIVE} active keys here. Revoke one that you no longer use first.",
             )
-        return create_key(organization, user, name, by=audit.by_user(user, address=address))
+        return create_key(organization, user, name, terms, by=by)
 
 
 def revoke_key(key: ApiKey, by: audit.Actor | None = None, *, reason: str = "") -> None:
@@ -66,20 +114,32 @@ def revoke_key(key: ApiKey, by: audit.Actor | None = None, *, reason: str = "") 
 
 
 def revoke_keys(keys: QuerySet[ApiKey], by: audit.Actor, *, reason: str) -> int:
-    """Revoke each, and return how many were not revoked before. I/O: SQL, one Redis trip a key."""
+    """Revoke each, and return how many were not revoked before. I/O: SQL, two Redis trips a key."""
     active = list(keys.filter(revoked_at=None).select_related("organization", "created_by"))
     for key in active:
         revoke_key(key, by, reason=reason)
     return len(active)
 
 
-def find_visible(membership: Membership) -> QuerySet[ApiKey]:
-    """Return the keys of the organization that a member may see and revoke: their own, or all. I/O: none yet."""
-    keys = ApiKey.objects.filter(organization=membership.organization)
-    return keys if roles.may(membership.role, Right.MANAGE_ALL_KEYS) else keys.filter(created_by_id=membership.user_id)
+def list_visible(membership: Membership) -> QuerySet[ApiKey]:
+    """Return the keys of the organization that a member may see and revoke: their own, or all; those in use first. I/O: none yet."""
+    keys = ApiKey.objects.filter(organization=membership.organization).select_related("created_by", "organization")
+    if not roles.may(membership.role, Right.MANAGE_ALL_KEYS):
+        keys = keys.filter(created_by_id=membership.user_id)
+    # nulls are the last in Postgres: turned around, what is not revoked comes first
+    return keys.order_by("-revoked_at", "-created_at", "-id")
+
+
+def find_visible(membership: Membership, key_id: str) -> ApiKey | None:
+    """Return one of `list_visible`. I/O: one SQL statement."""
+    return list_visible(membership).filter(public_id=key_id.replace("\x00", "")).first()
 
 
 def _record(action: str, key: ApiKey, by: audit.Actor, reason: str = "", **details: object) -> None:
     details = {"ending": key.hint, "maker": key.created_by.email, **details}
     target, organization_id = f"key:{key.public_id}", key.organization.public_id
     audit.record(action, target=target, by=by, reason=reason, organization_id=organization_id, details=details)
+
+
+def _refuse(param: str, message: str) -> AiscaleError:
+    return AiscaleError(Code.INVALID_REQUEST, message, param=param)

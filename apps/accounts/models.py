@@ -275,6 +275,11 @@ class ApiKey(Row):
     allowed_models = models.JSONField(
         default=list, db_default=[], blank=True, help_text="Model names; empty allows all that the plan does."
     )
+    can_manage = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="It may manage members, invitations and keys over the API, with the rights of its maker.",
+    )
 
     class Meta:
         verbose_name = "API key"

@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from apps.accounts import invitation_views, organization_views, views
+from apps.accounts import invitation_views, key_views, organization_views
 
 app_name = "accounts"
 
@@ -21,8 +21,8 @@ _organization = [
 ]
 
 urlpatterns = [
-    path("keys/", views.show_keys, name="keys"),
-    path("keys/<str:key_id>/revoke/", views.revoke, name="revoke_key"),
+    path("keys/", key_views.show_keys, name="keys"),
+    path("keys/<str:key_id>/revoke/", key_views.revoke, name="revoke_key"),
     path("organizations/", organization_views.show_organizations, name="organizations"),
     path("organizations/<str:organization_id>/", include(_organization)),
     path("invitations/<str:token>/", invitation_views.show_invitation, name="invitation"),

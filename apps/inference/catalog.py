@@ -62,6 +62,13 @@ async def list_models(plan: PlanLimits) -> list[CatalogModel]:
     return [model for slug, model in sorted(_models.items()) if plan.allows(slug)]
 
 
+def list_slugs() -> list[str]:
+    """List the names of all enabled models. I/O: one SQL statement."""
+    from apps.inference.models import Model
+
+    return list(Model.objects.filter(is_enabled=True).order_by("slug").values_list("slug", flat=True))
+
+
 async def _refresh() -> None:
     global _models, _fresh_until
     if _fresh_until > time.monotonic():

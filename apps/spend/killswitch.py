@@ -22,6 +22,7 @@ from django.utils import timezone
 
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
+from aiscale.moments import parse_moment
 from aiscale.wire import keys
 from aiscale.wire.codec import encode_control
 from aiscale.wire.events import Control
@@ -36,8 +37,6 @@ KINDS = ("site", "model", "plan", "organization", "key", "provider")
 _SCOPE = re.compile(
     r"site|(model|provider):[A-Za-z0-9][A-Za-z0-9._/-]{0,127}|plan:[A-Za-z0-9_-]{1,64}|organization:org_[0-9a-z]{1,36}|key:key_[0-9a-z]{1,36}"
 )
-_DURATION = re.compile(r"(\d{1,5})([smhd])")
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 LONGEST = timedelta(days=366)
 _ADVISORY_LOCK = 7_146_001
 """Names the Postgres advisory lock under which `restore` writes; any number nobody else uses."""
@@ -200,19 +199,8 @@ def check_end(until_at: datetime | None) -> None:
 
 
 def parse_end(text: str) -> datetime:
-    """Read a duration from now (``90s``, ``30m``, ``2h``, ``7d``) or a time (``2026-03-01T14:30``, in UTC unless it says otherwise).
-
-    Raises: AiscaleError (INVALID_REQUEST).
-    """
-    if match := _DURATION.fullmatch(text.strip()):
-        return timezone.now() + timedelta(seconds=int(match[1]) * _UNITS_S[match[2]])
-    try:
-        moment = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise AiscaleError(
-            Code.INVALID_REQUEST, f"{text!r} is no time. Write 30m, 2h or 2026-03-01T14:30 (UTC).", param="until"
-        ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    """Read how long it lasts, or until when (see `aiscale.moments`). Raises: AiscaleError (INVALID_REQUEST)."""
+    return parse_moment(text, "until")
 
 
 def _record(action: str, switch: KillSwitch, by: audit.Actor, reason: str) -> None:

@@ -1,0 +1,73 @@
+"""Let people make and revoke API keys of the organization that they work for."""
+
+from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.core.paginator import Paginator
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_http_methods, require_POST
+from django_ratelimit.core import is_ratelimited
+
+from aiscale.errors import AiscaleError
+from apps.accounts import active_organization, audit, roles
+from apps.accounts.forms import KeyForm
+from apps.accounts.keys import create_member_key, find_visible, list_visible, revoke_key
+from apps.accounts.models import Membership, User
+from apps.accounts.roles import Right
+
+KEY_RATE = "20/h"
+PAGE = 50
+
+
+@login_required
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def show_keys(request: HttpRequest) -> HttpResponse:
+    """List the keys that the caller may see; make one on POST and show it in the answer, the only time that it can be seen."""
+    place = active_organization.get_active(request)
+    form, raw = KeyForm(request.POST or None), None
+    if request.method == "POST" and form.is_valid():
+        raw = _make_key(request, place, form)
+        form = KeyForm() if raw else form
+    context = {
+        "form": form,
+        "raw": raw,
+        "organization": place.organization,
+        "may_make": roles.may(place.role, Right.MAKE_OWN_KEYS),
+        "sees_all": roles.may(place.role, Right.MANAGE_ALL_KEYS) and not place.organization.is_personal,
+        "page": Paginator(list_visible(place), PAGE).get_page(request.GET.get("page")),
+        "base_url": f"{settings.PUBLIC_URL}/v1",
+    }
+    return render(request, "accounts/keys.html", context)
+
+
+@login_required
+@require_POST
+def revoke(request: HttpRequest, key_id: str) -> HttpResponse:
+    """Revoke one of the caller's own keys, or, for who manages the organization, anybody's. Another one's key does not exist."""
+    assert isinstance(request.user, User)
+    for place in active_organization.list_own(request):
+        key = find_visible(place, key_id)
+        if key is not None:
+            revoke_key(key, audit.by_request(request))
+            messages.success(
+                request, f"The key ending in {key.hint} is revoked. Programs that use it are refused from now on."
+            )
+            return redirect("accounts:keys")
+    raise Http404
+
+
+def _make_key(request: HttpRequest, place: Membership, form: KeyForm) -> str | None:
+    """Return the new key's raw text; None, with the reason in the form, when there is none."""
+    if is_ratelimited(request, group="accounts.create_key", key="user", rate=KEY_RATE, increment=True):
+        form.add_error(None, "You have made many keys within the last hour. Try again later.")
+        return None
+    name, by = form.cleaned_data["name"], audit.by_request(request)
+    try:
+        _, raw = create_member_key(place.organization, place.user, name, form.make_terms(), by=by)
+    except AiscaleError as refusal:
+        form.add_error(None, refusal.message)
+        return None
+    return raw
