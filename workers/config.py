@@ -3,17 +3,21 @@
 import os
 import secrets
 import socket
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 from aiscale import env as environment
 from aiscale.embedded_urls import embedded_redis_url
 from aiscale.wire.manifest import Manifest, list_manifests
+from aiscale.wire.scripts import digest_script, read_script
 
 ENV = environment.load()
 REDIS_URL = ENV.redis_url or embedded_redis_url(ENV.data_dir)
@@ -30,6 +34,15 @@ def get_redis() -> Redis:
         socket_connect_timeout=2,
         health_check_interval=15,
     )
+
+
+def run_script(name: str, keys: Sequence[str], values: Sequence[str | int | bytes]) -> Any:
+    """Run a script of the wire. I/O: one Redis trip, two when the server has just started. Raises: RedisError, OSError."""
+    client: Any = get_redis()
+    try:
+        return client.evalsha(digest_script(name), len(keys), *keys, *values)
+    except NoScriptError:
+        return client.eval(read_script(name), len(keys), *keys, *values)
 
 
 @cache

@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 from celery.exceptions import Reject
@@ -17,15 +16,20 @@ from redis.exceptions import RedisError
 from aiscale.wire import codec, keys
 from aiscale.wire.events import Control
 from aiscale.wire.jobs import EncodeJob, GenerateJob
-from aiscale.wire.scripts import claim_arguments, read_script
-from workers.config import WORKER_ID, get_redis
+from aiscale.wire.scripts import claim_arguments
+from workers.config import WORKER_ID, get_redis, run_script
+from workers.lanes import Lanes
 from workers.publish import JobInHand
 from workers.serving import Serving
 
 log = logging.getLogger(__name__)
 
-ENCODER_JOBS, ENCODER_TOKENS = 64, 4096
+ENCODER_JOBS, ENCODER_TOKENS = 32, 2048
 """The most that an encoder's lane takes at a time; a single job may be larger."""
+LINGER_S, LOOK_EVERY_S = 0.02, 0.002
+"""How long, and how often, the last lane of an encoder looks for more before it leaves: a look costs a tenth of a ticket, and what comes
+meanwhile shares a batch."""
+BACK_IN_MS = 10
 CLAIM_PAUSES_S = (0.1, 0.3, 1.0, 3.0)
 PATIENCE_S = 30.0
 """How long past their deadline jobs are waited for before the lane is given up."""
@@ -44,16 +48,27 @@ def work(serving: Serving, model: str, *, with_ticket: bool = True) -> None:
         _tell_others(model)
         return
     try:
-        while not serving.draining:
-            jobs = claim(model, lanes.kind, with_ticket=with_ticket)
-            with_ticket = False
-            if jobs:
-                _run(serving, jobs)
-            elif lanes.leave():
-                return
+        _work_in_lane(serving, lanes, model, with_ticket)
     except BaseException:
         lanes.give_up()
         raise
+
+
+def _work_in_lane(serving: Serving, lanes: Lanes, model: str, with_ticket: bool) -> None:
+    linger_until = 0.0
+    while not serving.draining:
+        encodes, lingers = lanes.kind == "encode", lanes.is_last and time.monotonic() < linger_until
+        comes_back = encodes and (with_ticket or lingers)
+        jobs = claim(model, lanes.kind, with_ticket=with_ticket, back_in_ms=BACK_IN_MS if comes_back else 0)
+        with_ticket = False
+        if jobs:
+            _run(serving, jobs)
+            linger_until = time.monotonic() + LINGER_S
+        elif comes_back:
+            # who said so must ask once more, and say that it leaves
+            time.sleep(LOOK_EVERY_S if lingers else 0)
+        elif lanes.leave():
+            return
     lanes.give_up()
 
 
@@ -71,15 +86,16 @@ def _work_quietly(serving: Serving, model: str) -> None:
         log.warning("work waits for Redis", extra={"model": model})
 
 
-def claim(model: str, kind: str, *, with_ticket: bool) -> list[JobInHand]:
+def claim(model: str, kind: str, *, with_ticket: bool, back_in_ms: int = 0) -> list[JobInHand]:
     """Take the next jobs from the queue. I/O: one Redis trip. Raises: Reject when Redis does not answer."""
     most = {} if kind == "generate" else {"most_jobs": ENCODER_JOBS, "most_tokens": ENCODER_TOKENS}
-    client: Any = get_redis()
     for pause_s in (*CLAIM_PAUSES_S, None):
         now_ms = time.time_ns() // 1_000_000
-        names, values = claim_arguments(kind, model, WORKER_ID, now_ms=now_ms, with_ticket=with_ticket, **most)
+        names, values = claim_arguments(
+            kind, model, WORKER_ID, now_ms=now_ms, with_ticket=with_ticket, back_in_ms=back_in_ms, **most
+        )
         try:
-            _, *taken = client.eval(read_script("claim"), len(names), *names, *values)
+            _, *taken = run_script("claim", names, values)
             break
         except (RedisError, OSError) as error:
             if pause_s is None:

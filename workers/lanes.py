@@ -9,9 +9,18 @@ class Lanes:
     """Count one model's lanes. May be used from any thread."""
 
     kind: str
-    free: int
+    count: int
+    free: int = field(init=False)
     _asked: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.free = self.count
+
+    @property
+    def is_last(self) -> bool:
+        """Whether only one lane is taken."""
+        return self.free == self.count - 1
 
     def enter(self) -> bool:
         """Take a lane. False when there is none; then whoever is in one looks once more before it leaves."""

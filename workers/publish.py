@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from aiscale.wire import codec, keys
 from aiscale.wire.events import Delta, Encoded, Event, Finished, FinishReason, Started, TokenLogprob
 from aiscale.wire.jobs import EncodeJob, GenerateJob
-from aiscale.wire.scripts import finish_arguments, read_script
+from aiscale.wire.scripts import digest_script, finish_arguments, read_script
 from workers.config import WORKER_ID, get_redis
 
 log = logging.getLogger(__name__)
@@ -218,16 +218,33 @@ class Publisher:
         for job_id, events in by_log.items():
             pipeline.xadd(keys.job_log(job_id), {str(index): data for index, data in enumerate(events)})
             pipeline.expire(keys.job_log(job_id), keys.JOB_LOG_TTL_S)
-        for in_hand, end in ends:
-            _eval_finish(pipeline, end, in_hand)
-        pipeline.execute()
+        calls = [_call_finish(end, in_hand) for in_hand, end in ends]
+        for names, values in calls:
+            pipeline.evalsha(digest_script("finish"), len(names), *names, *values)
+        answers = pipeline.execute(raise_on_error=False)
+        _finish_again(calls, answers[len(answers) - len(calls) :])
+        for answer in answers:
+            if isinstance(answer, RedisError) and not isinstance(answer, NoScriptError):
+                raise answer
         for in_hand, event in batch:
             in_hand.streamed = in_hand.streamed or isinstance(event, Delta)
 
 
-def _eval_finish(pipeline: Any, event: Finished, in_hand: JobInHand) -> None:
-    names, values = finish_arguments(event, reply_to=in_hand.job.reply_to, keep_log=in_hand.keep_log, by=WORKER_ID)
-    pipeline.eval(read_script("finish"), len(names), *names, *values)
+def _call_finish(event: Finished, in_hand: JobInHand) -> tuple[list[str], list[str | int | bytes]]:
+    return finish_arguments(event, reply_to=in_hand.job.reply_to, keep_log=in_hand.keep_log, by=WORKER_ID)
+
+
+def _finish_again(calls: list[tuple[list[str], list[str | int | bytes]]], answers: list[Any]) -> None:
+    """End those jobs whose script the server did not know: it has just started. The rest of the batch is written already.
+
+    I/O: one Redis trip, if at all. Raises: RedisError.
+    """
+    unknown = [call for call, answer in zip(calls, answers, strict=True) if isinstance(answer, NoScriptError)]
+    if unknown:
+        pipeline: Any = get_redis().pipeline(transaction=True)
+        for names, values in unknown:
+            pipeline.eval(read_script("finish"), len(names), *names, *values)
+        pipeline.execute()
 
 
 __all__ = ["JobInHand", "Publisher"]

@@ -24,8 +24,8 @@ from workers.publish import JobInHand, Publisher
 
 log = logging.getLogger(__name__)
 
-ENCODER_LANES = 2
-"""One batch is computed while the next one is fetched."""
+ENCODER_LANES = 3
+"""One batch is computed while the next one is fetched, and a large job does not keep all others out."""
 
 _serving: "Serving | None" = None
 _ready = threading.Event()
@@ -57,9 +57,9 @@ class Serving:
         """Start a claimed job. Whatever cannot be started ends as an error."""
         job = in_hand.job
         self.take(in_hand)
-        self.publisher.start_job(in_hand)
         try:
             if isinstance(job, GenerateJob):
+                self.publisher.start_job(in_hand)
                 self._engines[job.model].submit(self._make_sequence(in_hand, job))
             else:
                 self._encoders[job.model].submit(self._make_encode_task(in_hand, job))

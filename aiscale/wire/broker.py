@@ -15,7 +15,11 @@ from aiscale.wire.jobs import ENCODE_TASK, GENERATE_TASK
 from aiscale.wire.keys import celery_queue
 
 PRIORITY_STEPS = (0, 3, 6, 9)
-"""Tiers, most urgent first. A plan's priority is one of these; ``lua/queue.lua`` knows the same."""
+"""Most urgent first. A plan's priority is one of these."""
+BULK_PRIORITY = 12
+"""What is asked for in bulk comes after all plans."""
+TIERS = (*PRIORITY_STEPS, BULK_PRIORITY)
+"""Those of the queue; ``lua/queue.lua`` knows the same."""
 
 BROKER_PREFIX = "aiscale:celery:"
 

@@ -136,7 +136,7 @@ def queue_depth(model: str) -> str:
 
 
 def queue_state(model: str) -> str:
-    """Hash: seq, called_at_ms (a ticket is on its way since), backlog_at_ms (jobs wait since), rate_at_ms, rate_tokens and rate_ms (how
+    """Hash: seq, call_after_ms (somebody looks before that), backlog_at_ms (jobs wait since), rate_at_ms, rate_tokens and rate_ms (how
     fast the model works while jobs wait), time:<tier>, tokens:<tier> and tokens:<tier>:<organization> (waiting). Also the beginning of the
     names of the lanes, sorted sets (see ``lua/queue.lua``)."""
     return f"{PREFIX}queue:{model}"

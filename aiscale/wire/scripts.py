@@ -47,9 +47,11 @@ def claim_arguments(
     most_jobs: int = 1,
     most_tokens: int = 0,
     with_ticket: bool = True,
+    back_in_ms: int = 0,
     lease_ms: int = keys.LEASE_MS,
 ) -> tuple[list[str], list[str | int | bytes]]:
-    """Return KEYS and ARGV of claim.lua. ``with_ticket``: a ticket of Celery's brought the worker here."""
+    """Return KEYS and ARGV of claim.lua. ``with_ticket``: a ticket of Celery's brought the worker here.
+    ``back_in_ms``: it asks again so soon, whatever it gets."""
     return [keys.queue_state(model), keys.queue_depth(model), keys.LEASES, broker_list(model)], [
         worker_id,
         now_ms,
@@ -59,6 +61,7 @@ def claim_arguments(
         keys.job_record(""),
         int(with_ticket),
         make_ticket(kind, model),
+        back_in_ms,
     ]
 
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from aiscale.wire.broker import PRIORITY_STEPS
+from aiscale.wire.broker import BULK_PRIORITY
 from apps.accounts.callers import Caller, PlanLimits
 from apps.inference.catalog import CatalogModel
 from apps.spend.prices import Terms
@@ -16,7 +16,7 @@ def apply(caller: Caller, model: CatalogModel, plan: PlanLimits) -> tuple[Catalo
     if caller.lane != "batch":
         return model, plan
     terms = Terms(**{name: -(-price // BULK_SHARE) for name, price in msgspec.structs.asdict(model.terms).items()})
-    return msgspec.structs.replace(model, terms=terms), msgspec.structs.replace(plan, priority=PRIORITY_STEPS[-1])
+    return msgspec.structs.replace(model, terms=terms), msgspec.structs.replace(plan, priority=BULK_PRIORITY)
 
 
 def name_job(request_id: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from aiscale.celery import app
-from aiscale.wire.broker import PRIORITY_STEPS, TASKS, broker_list, make_ticket
+from aiscale.wire.broker import TASKS, TIERS, broker_list, make_ticket
 from aiscale.wire.keys import celery_queue
 from aiscale.wire.scripts import read_script
 
@@ -63,4 +63,4 @@ def test_tickets_are_told_apart() -> None:
 
 
 def test_both_sides_know_the_same_tiers() -> None:
-    assert f"local TIERS = {{{', '.join(map(str, PRIORITY_STEPS))}}}" in read_script("claim")
+    assert f"local TIERS = {{{', '.join(map(str, TIERS))}}}" in read_script("claim")

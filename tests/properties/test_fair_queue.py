@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from redis import Redis
 
 from aiscale.wire import keys
-from aiscale.wire.broker import PRIORITY_STEPS, broker_list, make_ticket
+from aiscale.wire.broker import TIERS, broker_list, make_ticket
 from aiscale.wire.events import Finished
 from aiscale.wire.jobs import BillingTag
 from aiscale.wire.scripts import FROM_QUEUE, claim_arguments, finish_arguments, read_script
@@ -174,7 +174,7 @@ class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.scripts = Scripts()
-        self.tiers = {tier: Tier() for tier in PRIORITY_STEPS}
+        self.tiers = {tier: Tier() for tier in TIERS}
         self.running: list[Job] = []
         self.count = 0
 
@@ -192,7 +192,7 @@ class QueueMachine(RuleBasedStateMachine):
         return self.tiers[tier].serve()
 
     @rule(
-        tier=st.sampled_from(PRIORITY_STEPS),
+        tier=st.sampled_from(TIERS),
         organization=st.sampled_from("abc"),
         tokens=st.integers(1, 5000),
         weight=st.sampled_from([1, 2, 5]),
@@ -266,7 +266,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert tokens == expected
         assert ("backlog_at_ms" in fields) == bool(waiting)
         # whoever waits has a ticket on its way
-        assert not waiting or "called_at_ms" in fields
+        assert not waiting or "call_after_ms" in fields
         if not waiting:
             assert list(client.scan_iter(f"{state}:*")) == []
 

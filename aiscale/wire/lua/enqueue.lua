@@ -3,7 +3,7 @@
 -- KEYS  1 job record (hash)   2 leases (zset)   3 queue state (hash)   4 queued jobs of the model (zset)   5 Celery's queue (list)
 --       6 queues (hash)
 -- ARGV  1 job id   2 kind (generate|encode)   3 payload   4 model   5 deadline (epoch ms)   6 record TTL (s)   7 now (epoch ms)
---       8 tier (0|3|6|9)   9 organization   10 tokens that it may use   11 weight of the organization   12 ticket
+--       8 tier (one of TIERS)   9 organization   10 tokens that it may use   11 weight of the organization   12 ticket
 -- Returns 1 when written, 0 when the job id was known already (nothing changed).
 -- Example: EVAL ... aiscale:job:j1 aiscale:leases aiscale:queue:m aiscale:queued:m aiscale:celery:model.m aiscale:queues
 --          j1 generate {...} m 1700000300000 900 1700000000000 3 org_1 540 1 {...}  -> 1

@@ -15,7 +15,7 @@
 -- below it, until somebody there has waited so much longer; so nobody starves. Within a tier it is start-time fair queueing: virtual
 -- time is tokens by weight, an organization's jobs start one after the other's end in virtual time, and the earliest start is next. An
 -- organization that was away does not save up time, and one that used a free machine alone owes nothing.
-local TIERS = {0, 3, 6, 9}
+local TIERS = {0, 3, 6, 9, 12}
 local AGING_MS = 10000
 local CALL_AGAIN_MS = 1000
 local RATE_MEMORY_MS = 30000
@@ -26,12 +26,11 @@ local function number(value) return tonumber(value or 0) or 0 end
 -- Return how far a job moves its organization on in virtual time.
 local function length_of(tokens, weight) return number(tokens) / math.max(number(weight), 1) end
 
--- Send a ticket for the model, unless one is on its way that will find what waits now.
+-- Send a ticket for the model, unless somebody will look before `call_after_ms`: a ticket is on its way, or a worker comes back.
 local function call(q, broker, now, ticket)
-  local called = redis.call('HGET', q, 'called_at_ms')
-  if called and now - tonumber(called) < CALL_AGAIN_MS then return 0 end
+  if now < number(redis.call('HGET', q, 'call_after_ms')) then return 0 end
   redis.call('LPUSH', broker, ticket)
-  redis.call('HSET', q, 'called_at_ms', now)
+  redis.call('HSET', q, 'call_after_ms', now + CALL_AGAIN_MS)
   return 1
 end
 
@@ -77,7 +76,7 @@ local function leave(q, depth, job, tier, organization, tokens)
     redis.call('HDEL', q, 'tokens:' .. tier)
   end
   redis.call('ZREM', depth, job)
-  if redis.call('EXISTS', depth) == 0 then redis.call('HDEL', q, 'backlog_at_ms', 'called_at_ms') end
+  if redis.call('EXISTS', depth) == 0 then redis.call('HDEL', q, 'backlog_at_ms', 'call_after_ms') end
 end
 
 -- Return the tier whose turn it is, or nil.

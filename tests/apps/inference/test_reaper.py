@@ -84,7 +84,7 @@ async def test_a_job_comes_back_to_its_place_with_a_ticket(cast: Cast, client: R
     sweeper = reaper.Reaper()
     sweeper.sweep()
     pass_time(client, first.job_id)
-    client.hdel(keys.queue_state(CHAT), "called_at_ms")
+    client.hdel(keys.queue_state(CHAT), "call_after_ms")
     # another reaper than the one that took it back: nothing of it is in memory
     reaper.Reaper().sweep()
     assert list_tickets(client) == [[CHAT]]
@@ -139,7 +139,7 @@ async def test_a_lost_ticket_is_sent_again(cast: Cast, client: Redis) -> None:
     sweeper._looked_at -= 100
     sweeper.sweep()
     assert list_tickets(client) == [], "it may still be on its way"
-    client.hincrby(keys.queue_state(CHAT), "called_at_ms", -2000)
+    client.hincrby(keys.queue_state(CHAT), "call_after_ms", -2000)
     for _ in range(3):
         sweeper._looked_at -= 100
         sweeper.sweep()

@@ -10,6 +10,7 @@ import pytest
 from django.utils import timezone
 from redis import Redis
 
+from aiscale.db import make_public_id
 from aiscale.wire import keys
 from aiscale.wire.codec import decode_event
 from aiscale.wire.events import Finished
@@ -35,7 +36,11 @@ def client(redis_url: str) -> Iterator[Redis]:
 async def queue_one(cast: Cast) -> completions.Run:
     """Queue a request for which no worker is there."""
     request = CompletionRequest(
-        request_id="req_1", source="api", model=MODEL, messages=[ChatMessage(role="user", content="Hi")], max_tokens=5
+        request_id=make_public_id("req"),
+        source="api",
+        model=MODEL,
+        messages=[ChatMessage(role="user", content="Hi")],
+        max_tokens=5,
     )
     return await completions.start(request, cast.caller)
 
