@@ -32,6 +32,8 @@ class BillingTag(msgspec.Struct, frozen=True, kw_only=True):
     price_id: str = ""
     cached_prompt_nanousd_per_token: int | None = None
     request_nanousd: int = 0
+    hold_tokens: int = 0
+    """How many tokens were counted at ``admitted_at_ms``, at the most; what was not used is given back."""
     provider: str = LOCAL_PROVIDER
 
 

@@ -103,25 +103,44 @@ def plan(slug: str) -> str:
 # --- money and limits: written by spend alone ------------------------------------------------------------------------------------
 
 
-def spend(organization_id: str) -> str:
-    """Hash: period (YYYY-MM, UTC), spent_nanousd, held_nanousd, limit_nanousd (the organization's own limit, '' = the plan's),
-    version (raised whenever spent or limit changes). The fast copy; rebuilt from the ledger when ``period`` is missing."""
-    return f"{PREFIX}spend:{organization_id}"
+BUDGETS = PREFIX + "budgets"
+"""Hash: scope -> what its budgets say, as one text (apps/spend/budgets.py). Written by spend.balance alone, as a whole; no TTL. The field
+`BUDGETS_LOADED` is always in it and changes with every budget: without it the gate knows that the hash was lost, and lets nobody pass
+before it is rebuilt."""
+
+BUDGETS_LOADED = "loaded"
 
 
-def holds(organization_id: str) -> str:
-    """Sorted set: job id -> epoch ms at which its hold expires. Its cardinality is the requests in flight."""
-    return f"{PREFIX}holds:{organization_id}"
+def spend(scope: str) -> str:
+    """Hash: definition (of the budgets that it was made for), held_nanousd, and for each of ``daily`` and ``monthly`` that has a budget
+    start_ms, end_ms, spent_nanousd, revision (of the row in Postgres), limit_nanousd ('' = none, 'plan' = the plan's), raise_nanousd and
+    raise_until_ms, each behind ``daily_`` or ``monthly_``. The fast copy; rebuilt from Postgres when it is missing or outdated.
+
+    Scopes: ``site``, ``plan:<slug>``, ``model:<slug>``, ``organization:<id>``, ``user:<id>``, ``key:<id>``.
+    """
+    return f"{PREFIX}spend:{scope}"
 
 
-def hold_amounts(organization_id: str) -> str:
+def holds(scope: str) -> str:
+    """Sorted set: job id -> epoch ms at which its hold expires. Every running job is in all of its scopes, with or without budgets, so
+    that a new budget counts what is running. The cardinality is the requests in flight."""
+    return f"{PREFIX}holds:{scope}"
+
+
+def hold_amounts(scope: str) -> str:
     """Hash: job id -> held nano-USD, for each member of `holds`."""
-    return f"{PREFIX}holdamounts:{organization_id}"
+    return f"{PREFIX}holdamounts:{scope}"
 
 
-def rate(organization_id: str) -> str:
-    """Hash: index of a sixtieth of the window -> requests, and ``unit_ms``, that sixtieth's length. Lives one window."""
-    return f"{PREFIX}rate:{organization_id}"
+def rate(scope: str) -> str:
+    """Hash: index of a sixtieth of the window -> requests in it; ``unit_ms``, that sixtieth's length; ``used``, the sum of all; ``oldest``
+    and ``newest`` index. Of an organization or a key; lives one window."""
+    return f"{PREFIX}rate:{scope}"
+
+
+def token_rate(scope: str) -> str:
+    """Hash: the same for tokens, in a window of a minute."""
+    return f"{PREFIX}tokenrate:{scope}"
 
 
 # --- the queue: written by the job scripts alone, as queue.lua says ----------------------------------------------------------------

@@ -221,7 +221,7 @@ async def _fit(turn: Turn, plan_slug: str) -> list[ChatMessage]:
     """Return the turns so far, without the oldest ones that no longer fit."""
     history = await on_thread(lambda: _read_history(turn))
     model, plan = await catalog.get_model(turn.model, "generate"), await callers.get_plan(plan_slug)
-    context = completions.count_context_tokens(model)
+    context = completions.count_context_tokens(model, plan)
     room = context - min(plan.max_output_tokens, context // ANSWER_SHARE)
     while len(history) > 1 and len(await prompts.build_prompt(model, history)) > room:
         # a question goes together with its answer

@@ -10,7 +10,7 @@ from django.conf import settings
 from aiscale.errors import AiscaleError, Code
 from aiscale.observability import FIRST_TOKEN_SECONDS
 from aiscale.wire.events import Delta, Event
-from aiscale.wire.jobs import BillingTag, GenerateJob, Sampling
+from aiscale.wire.jobs import BillingTag, EncodeJob, GenerateJob, Sampling
 from apps.accounts import callers
 from apps.accounts.callers import Caller, PlanLimits
 from apps.inference import catalog, lanes, prompts, queue
@@ -113,6 +113,7 @@ async def start(request: CompletionRequest, caller: Caller) -> Run:
             model=model.slug,
             job_id=job_id,
             worst_nanousd=hold_nanousd,
+            worst_tokens=len(prompt) + max_tokens * request.n,
             deadline_at_ms=deadline_at_ms,
         )
     )
@@ -123,12 +124,12 @@ async def start(request: CompletionRequest, caller: Caller) -> Run:
         model_version=model.version,
         prompt_token_ids=prompt,
         sampling=sampling,
-        billing=make_tag(caller, model, request.request_id, request.source, hold_nanousd, now_ms),
+        billing=make_tag(caller, model, request.request_id, request.source, hold_nanousd, admitted),
         reply_to=wait.process_id,
         deadline_at_ms=deadline_at_ms,
         keep_log=request.keep_log,
     )
-    await send(job, wait, caller, plan)
+    await send(job, wait, plan)
     return Run(job, wait, admitted.headers)
 
 
@@ -159,7 +160,7 @@ def make_sampling(request: CompletionRequest, model: CatalogModel, max_tokens: i
     )
 
 
-async def send(job: Any, wait: Wait, caller: Caller, plan: PlanLimits) -> None:
+async def send(job: GenerateJob | EncodeJob, wait: Wait, plan: PlanLimits) -> None:
     """Queue an admitted job; if that fails, give back its hold. Raises: AiscaleError (BACKEND_UNAVAILABLE)."""
     try:
         # from here on the worker may have it: who is interrupted now cancels it
@@ -168,7 +169,7 @@ async def send(job: Any, wait: Wait, caller: Caller, plan: PlanLimits) -> None:
     except AiscaleError:
         wait.sent = False
         await wait.close()
-        await admission.release(caller.organization_id, job.job_id)
+        await admission.release(job.billing, job.model, job.job_id)
         raise
     except BaseException:
         await wait.close()
@@ -176,26 +177,33 @@ async def send(job: Any, wait: Wait, caller: Caller, plan: PlanLimits) -> None:
 
 
 def make_tag(
-    caller: Caller, model: CatalogModel, request_id: str, source: Any, hold_nanousd: int, now_ms: int
+    caller: Caller,
+    model: CatalogModel,
+    request_id: str,
+    source: Any,
+    hold_nanousd: int,
+    admitted: admission.Admitted,
 ) -> BillingTag:
-    """Say who pays, at today's prices."""
+    """Say who pays, at today's prices, and what the gate counted."""
     return BillingTag(
         organization_id=caller.organization_id,
         user_id=caller.user_id,
         key_id=caller.key_id,
-        plan=caller.plan,
+        plan=admitted.plan,
         request_id=request_id,
         source="batch" if caller.lane == "batch" else source,
         hold_nanousd=hold_nanousd,
-        admitted_at_ms=now_ms,
+        admitted_at_ms=admitted.admitted_at_ms,
+        hold_tokens=admitted.worst_tokens,
         price_id=model.price_id,
         **msgspec.structs.asdict(model.terms),
     )
 
 
-def count_context_tokens(model: CatalogModel) -> int:
+def count_context_tokens(model: CatalogModel, plan: PlanLimits) -> int:
     """Return the longest sequence that a request may fill."""
-    return min(model.context_tokens, int(settings.ENV.context_tokens))
+    most = min(model.context_tokens, int(settings.ENV.context_tokens))
+    return most if plan.context_tokens is None else min(most, plan.context_tokens)
 
 
 def choose_max_tokens(
@@ -205,12 +213,13 @@ def choose_max_tokens(
 
     Raises: AiscaleError (CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST).
     """
-    context = count_context_tokens(model)
+    context = count_context_tokens(model, plan)
+    whose = f"The {plan.name} plan's" if context == plan.context_tokens else "This model's"
     room = context - prompt_tokens
     if room < 1:
         raise AiscaleError(
             Code.CONTEXT_LENGTH_EXCEEDED,
-            f"This model's maximum context length is {context} tokens, and {param} has {prompt_tokens}. "
+            f"{whose} maximum context length is {context} tokens, and {param} has {prompt_tokens}. "
             f"Please reduce the length of the {param}.",
             param=param,
         )
@@ -226,7 +235,7 @@ def choose_max_tokens(
     if asked > room:
         raise AiscaleError(
             Code.CONTEXT_LENGTH_EXCEEDED,
-            f"This model's maximum context length is {context} tokens. {param} has {prompt_tokens} and max_tokens is "
+            f"{whose} maximum context length is {context} tokens. {param} has {prompt_tokens} and max_tokens is "
             f"{asked}, {prompt_tokens + asked} in all. Please reduce the length of the {param} or max_tokens.",
             param="max_tokens",
         )

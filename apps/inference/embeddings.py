@@ -10,7 +10,7 @@ from aiscale.errors import AiscaleError, Code
 from aiscale.wire.events import Encoded, Event, Finished
 from aiscale.wire.jobs import EncodeJob
 from apps.accounts import callers
-from apps.accounts.callers import Caller
+from apps.accounts.callers import Caller, PlanLimits
 from apps.inference import catalog, lanes, prompts, replies
 from apps.inference.catalog import CatalogModel
 from apps.inference.completions import make_tag, send
@@ -50,14 +50,19 @@ async def embed(request: EmbeddingRequest, caller: Caller) -> EmbeddingResult:
     model = await catalog.get_model(request.model, "embed")
     plan = await callers.get_plan(caller.plan)
     model, plan = lanes.apply(caller, model, plan)
-    inputs = await _tokenize(request, model)
+    inputs = await _tokenize(request, model, plan)
     prompt_tokens = sum(map(len, inputs))
     job_id, now_ms = lanes.name_job(request.request_id), time.time_ns() // 1_000_000
     deadline_at_ms = now_ms + DEADLINE_S * 1000
     hold_nanousd = model.terms.cost_nanousd(prompt_tokens, 0)
     admitted = await admission.admit(
         admission.Ask(
-            caller=caller, model=model.slug, job_id=job_id, worst_nanousd=hold_nanousd, deadline_at_ms=deadline_at_ms
+            caller=caller,
+            model=model.slug,
+            job_id=job_id,
+            worst_nanousd=hold_nanousd,
+            worst_tokens=prompt_tokens,
+            deadline_at_ms=deadline_at_ms,
         )
     )
     wait = Wait(job_id, deadline_at_ms)
@@ -66,11 +71,11 @@ async def embed(request: EmbeddingRequest, caller: Caller) -> EmbeddingResult:
         model=model.slug,
         model_version=model.version,
         inputs=inputs,
-        billing=make_tag(caller, model, request.request_id, request.source, hold_nanousd, now_ms),
+        billing=make_tag(caller, model, request.request_id, request.source, hold_nanousd, admitted),
         reply_to=wait.process_id,
         deadline_at_ms=deadline_at_ms,
     )
-    await send(job, wait, caller, plan)
+    await send(job, wait, plan)
     try:
         encoded = await _receive(wait, admitted.headers)
         vectors = encoded.vectors if encoded.vectors is not None else await _fetch(encoded)
@@ -86,7 +91,7 @@ async def embed(request: EmbeddingRequest, caller: Caller) -> EmbeddingResult:
     )
 
 
-async def _tokenize(request: EmbeddingRequest, model: CatalogModel) -> list[list[int]]:
+async def _tokenize(request: EmbeddingRequest, model: CatalogModel, plan: PlanLimits) -> list[list[int]]:
     if not request.inputs or len(request.inputs) > MAX_INPUTS:
         raise AiscaleError(
             Code.INVALID_REQUEST,
@@ -98,11 +103,13 @@ async def _tokenize(request: EmbeddingRequest, model: CatalogModel) -> list[list
         inputs = await prompts.encode_texts(model, texts)
     else:
         inputs = [prompts.wrap_token_ids(model, ids) for ids in texts]
+    most = min(model.context_tokens, plan.context_tokens or model.context_tokens)
+    whose = "This model's" if most == model.context_tokens else f"The {plan.name} plan's"
     for index, ids in enumerate(inputs):
-        if len(ids) > model.context_tokens:
+        if len(ids) > most:
             raise AiscaleError(
                 Code.CONTEXT_LENGTH_EXCEEDED,
-                f"This model's maximum context length is {model.context_tokens} tokens, and entry {index} of input is "
+                f"{whose} maximum context length is {most} tokens, and entry {index} of input is "
                 f"{len(ids)}. Please split it into shorter texts.",
                 param="input",
             )

@@ -1,14 +1,14 @@
 """Decide whether a caller may spend this much now, and record what it cost: the only code that moves money.
 
-Owns:        tables UsageRecord, LedgerTransaction, LedgerEntry, Correction, Price, KillSwitch, Budget; Redis keys spend, holds,
-             hold_amounts, rate, KILLED, FINISHED_DEAD and SETTLEMENT_PRESENCE
+Owns:        tables UsageRecord, LedgerTransaction, LedgerEntry, Correction, Price, KillSwitch, Budget, SpendTotal, SpendAlert; Redis
+             keys BUDGETS, spend, holds, hold_amounts, rate, token_rate, KILLED, FINISHED_DEAD and SETTLEMENT_PRESENCE
 Enter at:    admission.admit, admission.release, pricing.cost_nanousd, killswitch.trip, release and restore, settlement.run,
              usage.month_summary, corrections.give_credit, adjust and refund, prices.map_current and
              change
 May import:  apps.accounts, aiscale.redis, db, wire, errors, observability
-Invariant:   spent + held never passes the limit at admission; each job is charged once; the ledger's sums are zero and its
+Invariant:   spent + held of no budget passes its limit at admission; each job is charged once; the ledger's sums are zero and its
              rows are never changed; a refusal leaves every counter as it was
-Hot path:    admission: one Redis trip, no SQL. Settlement, in its own process: three statements for up to 200 jobs
+Hot path:    admission: one Redis trip, no SQL. Settlement, in its own process: eight statements for up to 200 jobs
 If it fails: no Redis: 503 and nothing is spent. No Postgres: finished jobs wait in their stream until it is back. A hold
              whose job was lost expires by itself
 """

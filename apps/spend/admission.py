@@ -3,49 +3,64 @@
 import asyncio
 import logging
 import time
+from typing import Any
 
 import msgspec
 import redis.asyncio as aioredis
 from django.conf import settings
+from django.db import DatabaseError, InterfaceError
 
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
 from aiscale.observability import ADMISSION_SECONDS, ADMISSIONS, REFUSALS
 from aiscale.wire import keys
-from aiscale.wire.jobs import LOCAL_PROVIDER
+from aiscale.wire.jobs import LOCAL_PROVIDER, BillingTag
 from apps.accounts import mirror
-from apps.accounts.callers import Caller
-from apps.spend import balance, killswitch, periods
-from apps.spend.refusals import make_refusal, rate_headers
+from apps.accounts.callers import Caller, on_thread
+from apps.spend import balance, budgets, holds, killswitch, periods, refusals, thresholds
 from apps.spend.scripts import get_script
 
 log = logging.getLogger(__name__)
 
 HOLD_GRACE_MS = 60_000
 """A hold outlives its job's deadline by this: time for the last event to be settled. Then it expires by itself (M2)."""
-MAX_ATTEMPTS = 4
-"""One try, and one more after each of three refills."""
+MAX_ATTEMPTS = 6
+"""One try, and one more after each refill: identity, plan and copies may be lost one after the other."""
 GATE_TIMEOUT_S = 3.0
 """A Redis that accepts connections and never answers is as good as none (M3)."""
 
-_releases: set[asyncio.Task[None]] = set()
+EXHAUSTED_MAX = 10_000
+
+_background: set[asyncio.Task[None]] = set()
+_exhausted: set[tuple[str, str, int]] = set()
+"""Budgets, with their period and its end, of which this process knows that their refusals are written down."""
+_loads: dict[tuple[int, str], asyncio.Task[None]] = {}
+"""Refills that are going on, by event loop and what: a thousand requests that miss the same copy wait for one."""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask to run one job. ``worst_nanousd`` is `pricing.cost_nanousd` of the prompt and of max_tokens."""
+    """Ask to run one job. ``worst_nanousd`` is `pricing.cost_nanousd` of the prompt and of max_tokens, ``worst_tokens`` their sum."""
 
     caller: Caller
     model: str
     job_id: str
     worst_nanousd: int
+    worst_tokens: int
     deadline_at_ms: int
     provider: str = LOCAL_PROVIDER
 
 
 class Admitted(msgspec.Struct, frozen=True, kw_only=True):
-    """Say yes. ``headers`` are the rate limit's state, for every answer that the job gets."""
+    """Say yes. ``headers`` are the rate limits' state, for every answer that the job gets.
+
+    ``plan`` is the one that counts: the caller's may have changed a moment ago. Job, plan, tokens and ``admitted_at_ms`` belong into the
+    job's tag, from which settlement knows what to end.
+    """
 
     job_id: str
+    plan: str
+    worst_tokens: int
+    admitted_at_ms: int
     headers: dict[str, str]
 
 
@@ -62,71 +77,94 @@ async def admit(ask: Ask) -> Admitted:
     try:
         answer, plan, now_ms = await _decide(ask)
         if answer[0] == "refused":
-            raise make_refusal(answer[1:], model=ask.model, plan=plan, worst_nanousd=ask.worst_nanousd, now_ms=now_ms)
-    except AiscaleError as refusal:
-        REFUSALS.labels(refusal.code.value).inc()
+            refusal = refusals.read(answer, ask.model, plan, now_ms)
+            _note_exhausted(refusal)
+            raise refusals.make_error(refusal)
+    except AiscaleError as error:
+        REFUSALS.labels(error.code.value).inc()
         raise
     finally:
         ADMISSION_SECONDS.observe(time.perf_counter() - started)
     ADMISSIONS.labels(ask.model, plan).inc()
-    return Admitted(job_id=ask.job_id, headers=rate_headers(answer[1:4]))
+    return Admitted(
+        job_id=ask.job_id,
+        plan=plan,
+        worst_tokens=ask.worst_tokens,
+        admitted_at_ms=now_ms,
+        headers=refusals.rate_headers(answer[1:7]),
+    )
 
 
-async def release(organization_id: str, job_id: str) -> None:
-    """Give back the hold of a job that could not be sent. Its request stays counted. Idempotent.
+async def release(tag: BillingTag, model: str, job_id: str) -> None:
+    """Give back the hold of a job that could not be sent, and its tokens. Its request stays counted. Idempotent.
 
     I/O: one Redis trip. A failure is logged and not raised: the hold then expires by itself.
     """
-    try:
-        async with asyncio.timeout(GATE_TIMEOUT_S):
-            await get_script("settle").run_async(
-                redis_clients.get_async(),
-                balance.settle_keys(organization_id),
-                [keys.GROUP_SETTLEMENT, "drop", "", "", job_id, 0, ""],
-            )
-    except (*redis_clients.UNAVAILABLE, TimeoutError):
-        log.warning("could not give a hold back; it expires by itself", extra={"job_id": job_id}, exc_info=True)
+    scopes = budgets.list_scopes_of(tag, model)
+    await _give_back(holds.End(job_id, scopes, tag.hold_tokens, tag.admitted_at_ms))
 
 
-async def run_gate(client: aioredis.Redis, ask: Ask, *, plan: str, now_ms: int) -> list[str]:
+async def run_gate(client: aioredis.Redis, ask: Ask, *, plan: str, now_ms: int, explain: bool = False) -> list[Any]:
     """Run admit.lua once and return its answer (see its header).
 
     I/O: one Redis trip. Raises: redis.exceptions.RedisError, OSError.
     """
-    organization_id = ask.caller.organization_id
-    digest = ask.caller.key_digest
-    answer = await get_script("admit").run_async(
-        client,
-        [
-            keys.api_key(digest) if digest else "",
-            keys.organization(organization_id),
-            keys.plan(plan),
-            keys.KILLED,
-            keys.spend(organization_id),
-            keys.holds(organization_id),
-            keys.hold_amounts(organization_id),
-            keys.rate(organization_id),
-            keys.queue_depth(ask.model),
-        ],
-        [
-            ask.job_id,
-            organization_id,
-            plan,
-            ask.model,
-            ask.worst_nanousd,
-            now_ms,
-            ask.deadline_at_ms + HOLD_GRACE_MS,
-            periods.month_of(now_ms),
-            settings.ENV.queue_limit,
-            ask.provider,
-        ],
+    caller = ask.caller
+    digest = caller.key_digest
+    own = budgets.organization_scope(caller.organization_id)
+    of_key = f"key:{caller.key_id}" if digest else ""
+    scopes = _list_scopes(ask, plan)
+    names = [
+        keys.api_key(digest) if digest else "",
+        keys.organization(caller.organization_id),
+        keys.plan(plan),
+        keys.KILLED,
+        keys.BUDGETS,
+        keys.queue_depth(ask.model),
+        keys.rate(own),
+        keys.token_rate(own),
+        keys.rate(of_key) if of_key else "",
+        keys.token_rate(of_key) if of_key else "",
+    ]
+    for scope in scopes:
+        names += [keys.spend(scope), keys.holds(scope), keys.hold_amounts(scope)]
+    args: list[str | int] = [
+        ask.job_id,
+        caller.organization_id,
+        plan,
+        ask.model,
+        ask.worst_nanousd,
+        ask.worst_tokens,
+        now_ms,
+        ask.deadline_at_ms + HOLD_GRACE_MS,
+        budgets.plans_definition(),
+        settings.ENV.queue_limit,
+        int(explain),
+        ask.provider,
+        *scopes,
+    ]
+    answer: list[Any] = _decode(await get_script("admit").run_async(client, names, args))
+    return answer
+
+
+def _list_scopes(ask: Ask, plan: str) -> tuple[str, ...]:
+    caller = ask.caller
+    return budgets.list_scopes(
+        organization_id=caller.organization_id,
+        plan=plan,
+        model=ask.model,
+        user_id=caller.user_id,
+        key_id=caller.key_id,
     )
-    return [part.decode() for part in answer]
 
 
-async def _decide(ask: Ask) -> tuple[list[str], str, int]:
+def _decode(answer: Any) -> Any:
+    return [_decode(part) for part in answer] if isinstance(answer, list) else answer.decode()
+
+
+async def _decide(ask: Ask, *, explain: bool = False) -> tuple[list[Any], str, int]:
     """Ask the gate, refilling what Redis has lost, until it says yes or no. Returns its answer, the plan and the moment."""
-    if ask.worst_nanousd < 0:
+    if ask.worst_nanousd < 0 or ask.worst_tokens < 0:
         raise AiscaleError(
             Code.BACKEND_UNAVAILABLE,
             "This request's price cannot be negative. Tell the administrator of this service.",
@@ -134,41 +172,85 @@ async def _decide(ask: Ask) -> tuple[list[str], str, int]:
     plan = ask.caller.plan
     for _ in range(MAX_ATTEMPTS):
         now_ms = periods.now_ms()
-        answer = await _ask_once(ask, plan, now_ms)
+        answer = await _ask_once(ask, plan, now_ms, explain)
         if answer[0] == "plan":
             plan = answer[1]
         elif answer[0] == "load":
-            await _refill(ask, answer[1])
+            await asyncio.gather(*(_refill(ask, what) for what in answer[1:]))
         else:
             return answer, plan, now_ms
     log.error("the gate's copies in Redis cannot be refilled: %s", answer, extra={"job_id": ask.job_id})
     raise redis_clients.unavailable()
 
 
-async def _ask_once(ask: Ask, plan: str, now_ms: int) -> list[str]:
+async def _ask_once(ask: Ask, plan: str, now_ms: int, explain: bool) -> list[Any]:
     try:
         async with asyncio.timeout(GATE_TIMEOUT_S):
-            return await run_gate(redis_clients.get_async(), ask, plan=plan, now_ms=now_ms)
+            return await run_gate(redis_clients.get_async(), ask, plan=plan, now_ms=now_ms, explain=explain)
     except (*redis_clients.UNAVAILABLE, TimeoutError) as error:
         log.error("the gate refuses: Redis does not answer: %s", error, extra={"job_id": ask.job_id})
         raise redis_clients.unavailable() from error
     except asyncio.CancelledError:
         # the caller left while the script may have run: nobody would use that hold
-        task = asyncio.create_task(release(ask.caller.organization_id, ask.job_id))
-        _releases.add(task)
-        task.add_done_callback(_releases.discard)
+        end = holds.End(ask.job_id, _list_scopes(ask, plan), ask.worst_tokens, now_ms)
+        task = asyncio.create_task(_give_back(end))
+        _background.add(task)
+        task.add_done_callback(_background.discard)
         raise
 
 
-async def _refill(ask: Ask, what: str) -> None:
-    """Bring back a copy that Redis lost. I/O: SQL and a few Redis trips. Raises: AiscaleError."""
-    log.info("refilling the gate's copy of %s", what, extra={"organization_id": ask.caller.organization_id})
+async def _give_back(end: holds.End) -> None:
     try:
-        if what == "identity":
-            await mirror.load(ask.caller)
-        elif what == "killed":
-            await killswitch.restore_async()
-        else:
-            await balance.load(ask.caller.organization_id)
-    except redis_clients.UNAVAILABLE as error:
+        async with asyncio.timeout(GATE_TIMEOUT_S):
+            await holds.give_back(end)
+    except (*redis_clients.UNAVAILABLE, TimeoutError):
+        log.warning("could not give a hold back; it expires by itself", extra={"job_id": end.job_id}, exc_info=True)
+
+
+async def _refill(ask: Ask, what: str) -> None:
+    """Bring back a copy that Redis lost. I/O: SQL and a few Redis trips, shared by all who wait for it. Raises: AiscaleError."""
+    name = (id(asyncio.get_running_loop()), f"identity {ask.caller}" if what == "identity" else what)
+    task = _loads.get(name)
+    if task is None:
+        log.info("refilling the gate's copy of %s", what, extra={"organization_id": ask.caller.organization_id})
+        task = _loads[name] = asyncio.create_task(_load(ask.caller, what))
+        task.add_done_callback(lambda _: _loads.pop(name, None))
+    try:
+        # who leaves does not take the refill away from the others
+        await asyncio.shield(task)
+    except (*redis_clients.UNAVAILABLE, DatabaseError, InterfaceError) as error:
+        log.error("the gate refuses: its copy of %s cannot be refilled: %s", what, error)
         raise redis_clients.unavailable() from error
+
+
+async def _load(caller: Caller, what: str) -> None:
+    if what == "identity":
+        await mirror.load(caller)
+    elif what == "killed":
+        await killswitch.restore_async()
+    else:
+        await balance.load(what)
+
+
+def _note_exhausted(refusal: refusals.Refusal) -> None:
+    """Have it written down, once a period, that a budget refuses requests for lack of money. Nobody waits for it."""
+    if refusal.code is not Code.BUDGET_EXHAUSTED:
+        return
+    budget = refusals.read_exhausted(refusal)
+    name = (budget.scope, budget.period, budget.ends_at_ms)
+    if name in _exhausted or not thresholds.is_exhausted(budget):
+        return
+    if len(_exhausted) >= EXHAUSTED_MAX:
+        _exhausted.clear()
+    _exhausted.add(name)
+    task = asyncio.create_task(on_thread(lambda: _write_exhausted(budget)))
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+
+
+def _write_exhausted(budget: refusals.Exhausted) -> None:
+    try:
+        thresholds.note_refusal(budget)
+    except (DatabaseError, *redis_clients.UNAVAILABLE):
+        log.exception("could not write down that a budget is used up; the next refusal tries again")
+        _exhausted.discard((budget.scope, budget.period, budget.ends_at_ms))

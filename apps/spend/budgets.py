@@ -1,20 +1,25 @@
-"""Read and check what a budget says: its scope, time zone and thresholds.
+"""Read and check what budgets say: scopes, limits, time zones and thresholds.
 
-A threshold is a text: ``80%`` (of the limit) or ``$100.00``. It is kept as it is written here, so that an alert can name it.
+An organization always has a budget for the month: its own, or one without a row, which has the plan's limit. A threshold is a text:
+``80%`` (of the limit) or ``$100.00``. It is kept as it is written here, so that an alert can name it.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
+from django.db.models import Count, Max, Sum
+from django.db.models.functions import Extract
 
 from aiscale.db import NANOUSD_PER_USD, format_usd
 from aiscale.errors import AiscaleError, Code
+from aiscale.wire.jobs import BillingTag
 from apps.accounts.models import ApiKey, Organization, Plan, User
 from apps.spend import periods
-from apps.spend.models import LIMIT_CEILING_NANOUSD
+from apps.spend.models import LIMIT_CEILING_NANOUSD, Budget
 
 SITE = "site"
 KINDS = ("site", "plan", "model", "organization", "user", "key")
@@ -22,6 +27,95 @@ MAX_THRESHOLDS = 20
 MAX_PERCENT = 1000
 
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+
+
+PLANS_LIMIT = "plan"
+
+
+class Part(NamedTuple):
+    """Be one budget of a scope as the gate knows it. ``limit`` is nano-USD, '' for none, or `PLANS_LIMIT`."""
+
+    period: str
+    zone: str
+    limit: str
+    raise_nanousd: int
+    raise_until_ms: int
+
+
+def organization_scope(organization_id: str) -> str:
+    return f"organization:{organization_id}"
+
+
+def list_scopes(
+    *, organization_id: str, plan: str, model: str, user_id: str | None, key_id: str | None
+) -> tuple[str, ...]:
+    """List all scopes that a request counts in, the narrowest first."""
+    names = (
+        f"key:{key_id}" if key_id else "",
+        f"user:{user_id}" if user_id else "",
+        organization_scope(organization_id),
+        f"model:{model}",
+        f"plan:{plan}",
+        SITE,
+    )
+    return tuple(name for name in names if name)
+
+
+def list_scopes_of(tag: BillingTag, model: str) -> tuple[str, ...]:
+    """List all scopes that a job counts in, the narrowest first."""
+    return list_scopes(
+        organization_id=tag.organization_id, plan=tag.plan, model=model, user_id=tag.user_id, key_id=tag.key_id
+    )
+
+
+def list_parts(scope: str) -> list[Part]:
+    """Return the budgets of a scope, with the one that an organization always has. I/O: one SQL statement."""
+    return _make_parts(scope, Budget.objects.filter(scope=scope))
+
+
+def list_definitions() -> dict[str, str]:
+    """Return what the budgets of each scope say, as `write_definition` does. I/O: one SQL statement."""
+    by_scope: dict[str, list[Budget]] = defaultdict(list)
+    for budget in Budget.objects.iterator():
+        by_scope[budget.scope].append(budget)
+    return {scope: write_definition(_make_parts(scope, rows)) for scope, rows in by_scope.items()}
+
+
+def month_zone(organization_id: str) -> str:
+    """Return the time zone of an organization's months. I/O: one SQL statement."""
+    own = Budget.objects.filter(scope=organization_scope(organization_id), period=Budget.Period.MONTHLY)
+    return zone_of(own.values_list("time_zone", flat=True).first() or "")
+
+
+def write_definition(parts: Iterable[Part]) -> str:
+    """Write budgets as one text; equal texts mean equal limits and periods."""
+    return ";".join("|".join(map(str, part)) for part in parts)
+
+
+def plans_definition() -> str:
+    """Write the budget of an organization that has no row of its own."""
+    return write_definition(_make_parts("organization:", []))
+
+
+def read_signature() -> str:
+    """Return a short text that changes with every change of any budget. I/O: one SQL statement."""
+    state = Budget.objects.aggregate(count=Count("pk"), newest=Max("pk"), changes=Sum(Extract("updated_at", "epoch")))
+    return f"{state['count']}:{state['newest']}:{state['changes']}:{zone_of('')}"
+
+
+def limit_of(budget: Budget, at_ms: int) -> int | None:
+    """Return what may be spent at a moment, raise included; None when the budget only alerts.
+
+    I/O: one SQL statement for an organization's month without a limit of its own.
+    """
+    limit: int | None = budget.limit_nanousd
+    kind, _, name = budget.scope.partition(":")
+    if limit is None and kind == "organization" and budget.period == Budget.Period.MONTHLY:
+        found = Organization.objects.filter(public_id=name).values_list("plan__monthly_limit_nanousd", flat=True)
+        limit = found.first()
+    if limit is None or budget.raise_until is None or budget.raise_until <= periods.to_datetime(at_ms):
+        return limit
+    return limit + int(budget.raise_nanousd)
 
 
 def check_scope(scope: str) -> None:
@@ -86,6 +180,19 @@ def threshold_nanousd(text: str, limit_nanousd: int | None) -> int | None:
         exact = Decimal(text[:-1]) * limit_nanousd / 100
         return int(exact.to_integral_value(rounding="ROUND_CEILING"))
     return int(_read_number(text, "$") * NANOUSD_PER_USD)
+
+
+def _make_parts(scope: str, rows: Iterable[Budget]) -> list[Part]:
+    is_organization = scope.startswith("organization:")
+    parts = {}
+    for budget in rows:
+        plans = is_organization and budget.period == Budget.Period.MONTHLY
+        limit = str(budget.limit_nanousd) if budget.limit_nanousd is not None else PLANS_LIMIT if plans else ""
+        until_ms = int(budget.raise_until.timestamp() * 1000) if budget.raise_until else 0
+        parts[budget.period] = Part(budget.period, zone_of(budget.time_zone), limit, budget.raise_nanousd, until_ms)
+    if is_organization:
+        parts.setdefault("monthly", Part("monthly", zone_of(""), PLANS_LIMIT, 0, 0))
+    return [parts[period] for period in sorted(parts)]
 
 
 def _read_number(text: str, sign: str) -> Decimal:

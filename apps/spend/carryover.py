@@ -1,9 +1,9 @@
 """Carry credit that a month has not used into the next one.
 
-A month counts charges less credits (`ledger.sum_charges`). When that is negative at its end, the organization has credit left, and the
-next month begins with it: two transactions of the same amount, the last moment of the old month and the first of the new one, over the
-account ``carried:<id>``. A charge that is settled after that makes less be left over; the difference is posted the same way, so running
-this again and again ends at the same sums.
+A month counts charges less credits (`ledger.sum_charges`), in the time zone of the organization's monthly budget. When that is negative
+at its end, the organization has credit left, and the next month begins with it: two transactions of the same amount, the last moment of
+the old month and the first of the new one, over the account ``carried:<id>``. A charge that is settled after that makes less be left
+over; the difference is posted the same way, so running this again and again ends at the same sums.
 """
 
 from collections.abc import Iterable
@@ -12,10 +12,12 @@ from datetime import timedelta
 from django.db import transaction
 from django.db.models import Count, Sum
 
-from apps.spend import ledger, periods
+from apps.spend import budgets, ledger, periods
 from apps.spend.models import LedgerEntry, LedgerTransaction
 
 LAST_MOMENT = timedelta(microseconds=1)
+ZONES_APART = timedelta(hours=26)
+"""No two time zones begin a month further apart."""
 _KIND = LedgerTransaction.Kind.CARRYOVER.value
 
 _settled: set[tuple[str, str]] = set()
@@ -27,7 +29,8 @@ def carry(organization_id: str, month: str) -> int:
 
     The month must be over. I/O: SQL. Idempotent. Raises: ValueError for a month that is not over; django.db.Error.
     """
-    start, end = periods.bounds(month)
+    zone = budgets.month_zone(organization_id)
+    start, end = periods.bounds(month, zone)
     if end > periods.to_datetime(periods.now_ms()):
         raise ValueError(f"{month} is not over")
     account = ledger.organization_account(organization_id)
@@ -40,7 +43,7 @@ def carry(organization_id: str, month: str) -> int:
         left_nanousd = max(moved_nanousd - ledger.sum_between(organization_id, start, end), 0)
         difference = left_nanousd - moved_nanousd
         if difference:
-            ledger.post(_make_postings(organization_id, month, moved["count"], difference))
+            ledger.post(_make_postings(organization_id, month, zone, moved["count"], difference))
     return difference
 
 
@@ -50,15 +53,16 @@ def carry_if_due(organization_id: str) -> None:
     I/O: one SQL statement; more for organizations with credits, refunds or adjustments.
     """
     now_ms = periods.now_ms()
-    month = periods.month_before(periods.month_of(now_ms))
+    month = periods.month_before(periods.month_of(now_ms, budgets.month_zone(organization_id)))
     if organization_id in list_due(month, [organization_id]):
         carry(organization_id, month)
 
 
 def list_due(month: str, organization_ids: Iterable[str] | None = None) -> list[str]:
     """List the organizations (of those given, or all) that can have credit left of ``month``: to whom something other than usage was
-    posted in it. I/O: one SQL statement."""
+    posted in it, wherever its month begins. I/O: one SQL statement."""
     start, end = periods.bounds(month)
+    start, end = start - ZONES_APART, end + ZONES_APART
     found = LedgerEntry.objects.filter(account__startswith="organization:", occurred_at__gte=start, occurred_at__lt=end)
     if organization_ids is not None:
         found = LedgerEntry.objects.filter(
@@ -85,7 +89,7 @@ def carry_all() -> int:
     while month < this_month:
         following = periods.month_after(month)
         for organization_id in list_due(month):
-            if (organization_id, month) not in _settled:
+            if (organization_id, month) not in _settled and _is_over(organization_id, month):
                 moved += bool(carry(organization_id, month))
                 if following < this_month:
                     _settled.add((organization_id, month))
@@ -93,13 +97,25 @@ def carry_all() -> int:
     return moved
 
 
-def _make_postings(organization_id: str, month: str, number: int, amount_nanousd: int) -> list[ledger.Posting]:
-    _, end = periods.bounds(month)
+def _is_over(organization_id: str, month: str) -> bool:
+    _, end = periods.bounds(month, budgets.month_zone(organization_id))
+    return end <= periods.to_datetime(periods.now_ms())
+
+
+def _make_postings(
+    organization_id: str, month: str, zone: str, number: int, amount_nanousd: int
+) -> list[ledger.Posting]:
+    _, end = periods.bounds(month, zone)
     account, bridge = ledger.organization_account(organization_id), f"carried:{organization_id}"
     following = periods.month_after(month)
     sides = (
-        (f"{organization_id}:{month}:{number}:out", end - LAST_MOMENT, amount_nanousd, f"Carried over to {following}"),
-        (f"{organization_id}:{month}:{number}:in", end, -amount_nanousd, f"Carried over from {month}"),
+        (
+            f"{organization_id}:{month}:{zone}:{number}:out",
+            end - LAST_MOMENT,
+            amount_nanousd,
+            f"Carried over to {following}",
+        ),
+        (f"{organization_id}:{month}:{zone}:{number}:in", end, -amount_nanousd, f"Carried over from {month}"),
     )
     return [
         ledger.Posting(

@@ -18,7 +18,7 @@ from aiscale.db import format_usd, make_public_id
 from aiscale.errors import AiscaleError, Code
 from apps.accounts import audit
 from apps.accounts.models import Organization
-from apps.spend import balance, ledger, periods
+from apps.spend import ledger
 from apps.spend.models import LIMIT_CEILING_NANOUSD, Correction, LedgerEntry, LedgerTransaction, UsageRecord
 
 CreditSource = Literal["prepaid", "goodwill"]
@@ -141,7 +141,7 @@ def preview(organization_id: str, change_nanousd: int) -> Effect:
     from apps.spend import usage  # usage posts through the ledger too
 
     organization = get_organization(organization_id)
-    spent = ledger.sum_charges(organization_id, periods.month_of(periods.now_ms()))
+    spent = ledger.sum_this_month(organization_id)
     return Effect(
         organization_id=organization_id,
         name=str(organization),
@@ -210,7 +210,6 @@ def _post(
                 organization_id=organization_id,
                 details={"amount_nanousd": amount_nanousd, "amount": format_usd(amount_nanousd), **(details or {})},
             )
-            balance.publish_on_commit(organization_id)
             return posted
     except IntegrityError:
         # the same reference, at the same moment, for another organization
@@ -234,7 +233,7 @@ def _find_known(posting: ledger.Posting) -> LedgerTransaction | None:
 
 
 def _check_sum(organization_id: str) -> None:
-    total = ledger.sum_charges(organization_id, periods.month_of(periods.now_ms()))
+    total = ledger.sum_this_month(organization_id)
     if abs(total) > LIMIT_CEILING_NANOUSD:
         raise _invalid("amount", "With this, more than 9 million US dollars would be counted in a month: too much.")
 

@@ -9,7 +9,8 @@ Accounts (positive is a debit):
 - ``carried:<id>``: the bridge over which unused credit goes from one month into the next; its sum is zero.
 
 The database refuses to change or delete what was posted, and refuses a transaction whose entries do not sum to zero (migration 0002).
-Rows are only ever inserted: two posters cannot wait for each other's rows (M8).
+Rows are only ever inserted: two posters cannot wait for each other's rows (M8). The totals of budgets, which move in the same transaction,
+are locked in one order (`apps.spend.totals`).
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,9 @@ from django.db import connection, transaction
 from django.db.models import Sum
 
 from aiscale.db import make_public_id
-from apps.spend import periods
+from apps.spend import budgets, holds, periods, thresholds, totals
 from apps.spend.models import LedgerEntry, LedgerTransaction
+from apps.spend.totals import Delta, Moved
 
 REVENUE_ACCOUNT = "revenue:usage"
 PREPAID_ACCOUNT = "cash:prepaid"
@@ -31,55 +33,78 @@ _ADVISORY_LOCK = 7_146_002
 
 
 class Posting(msgspec.Struct, frozen=True, kw_only=True):
-    """Describe one transaction. ``entries`` are (account, nano-USD) and sum to zero."""
+    """Describe one transaction. ``entries`` are (account, nano-USD) and sum to zero.
+
+    An entry on an organization's account counts in that organization's budgets; ``scopes`` names others in which usage counts.
+    """
 
     kind: str
     reference: str
     occurred_at: datetime
     entries: tuple[tuple[str, int], ...]
     memo: str = ""
+    scopes: tuple[str, ...] = ()
 
 
 def organization_account(organization_id: str) -> str:
     return f"organization:{organization_id}"
 
 
-def usage_posting(organization_id: str, job_id: str, cost_nanousd: int, occurred_at: datetime) -> Posting:
-    """Describe what one job costs: the organization owes it, revenue earns it."""
+def usage_posting(
+    organization_id: str, job_id: str, cost_nanousd: int, occurred_at: datetime, scopes: Sequence[str] = ()
+) -> Posting:
+    """Describe what one job costs: the organization owes it, revenue earns it; it counts in ``scopes`` too."""
     return Posting(
         kind=LedgerTransaction.Kind.USAGE.value,
         reference=job_id,
         occurred_at=occurred_at,
         entries=((organization_account(organization_id), cost_nanousd), (REVENUE_ACCOUNT, -cost_nanousd)),
+        scopes=tuple(scope for scope in scopes if scope != organization_account(organization_id)),
     )
 
 
 def post(postings: Sequence[Posting]) -> list[LedgerTransaction]:
-    """Write transactions with their entries, all or none.
+    """Write transactions with their entries, all or none, and move the totals of budgets: at the gate once it is committed.
 
-    I/O: two inserts, whatever the number. Raises: ValueError for entries that do not sum to zero; django.db.IntegrityError for a
-    reference that was posted already.
+    I/O: two inserts and three statements for the totals, whatever the number; one Redis trip. Raises: ValueError for entries that do not
+    sum to zero; django.db.IntegrityError for a reference that was posted already.
     """
+    with transaction.atomic(savepoint=False):
+        rows, moved = write(postings)
+        holds.push_on_commit([item.total for item in moved])
+    return rows
+
+
+def write(postings: Sequence[Posting]) -> tuple[list[LedgerTransaction], list[Moved]]:
+    """Do `post` without telling the gate: for who does that in the step that ends the holds. Inside of a transaction."""
     for posting in postings:
         if len(posting.entries) < 2 or sum(amount for _, amount in posting.entries) != 0:
             raise ValueError(f"the entries of {posting.kind} {posting.reference} do not balance: {posting.entries}")
-    with transaction.atomic(savepoint=False):
-        rows = LedgerTransaction.objects.bulk_create(
-            LedgerTransaction(
-                public_id=make_public_id(LedgerTransaction.PUBLIC_ID_PREFIX),
-                kind=posting.kind,
-                reference=posting.reference,
-                memo=posting.memo,
-                occurred_at=posting.occurred_at,
-            )
-            for posting in postings
+    rows = LedgerTransaction.objects.bulk_create(
+        LedgerTransaction(
+            public_id=make_public_id(LedgerTransaction.PUBLIC_ID_PREFIX),
+            kind=posting.kind,
+            reference=posting.reference,
+            memo=posting.memo,
+            occurred_at=posting.occurred_at,
         )
-        LedgerEntry.objects.bulk_create(
-            LedgerEntry(transaction=row, account=account, amount_nanousd=amount, occurred_at=posting.occurred_at)
-            for row, posting in zip(rows, postings, strict=True)
-            for account, amount in posting.entries
-        )
-    return rows
+        for posting in postings
+    )
+    LedgerEntry.objects.bulk_create(
+        LedgerEntry(transaction=row, account=account, amount_nanousd=amount, occurred_at=posting.occurred_at)
+        for row, posting in zip(rows, postings, strict=True)
+        for account, amount in posting.entries
+    )
+    moved = totals.add(delta for posting in postings for delta in _list_deltas(posting))
+    thresholds.note(moved)
+    return rows, moved
+
+
+def _list_deltas(posting: Posting) -> list[Delta]:
+    own = [(account, amount) for account, amount in posting.entries if account.startswith("organization:")]
+    cost = sum(amount for _, amount in own)
+    others = [(scope, cost) for scope in posting.scopes]
+    return [Delta(scope, posting.occurred_at, amount) for scope, amount in own + others]
 
 
 def lock(organization_id: str) -> None:
@@ -94,11 +119,19 @@ def lock(organization_id: str) -> None:
 
 
 def sum_charges(organization_id: str, month: str) -> int:
-    """Return what a month (``YYYY-MM``) counts as spent, in nano-USD: charges less credits, refunds and what was carried over.
+    """Return what a month (``YYYY-MM``, in the organization's time zone) counts as spent, in nano-USD: charges less credits, refunds and
+    what was carried over.
 
-    Negative when more was credited than used. I/O: one index-only SQL statement.
+    Negative when more was credited than used. I/O: two SQL statements, the sum by its index alone.
     """
-    return sum_between(organization_id, *periods.bounds(month))
+    return sum_between(organization_id, *periods.bounds(month, budgets.month_zone(organization_id)))
+
+
+def sum_this_month(organization_id: str) -> int:
+    """Do `sum_charges` for the month that it is there now. I/O: as `sum_charges`."""
+    zone = budgets.month_zone(organization_id)
+    start, end = periods.span_of("monthly", zone, periods.now_ms())
+    return sum_between(organization_id, periods.to_datetime(start), periods.to_datetime(end))
 
 
 def sum_between(organization_id: str, start: datetime, end: datetime) -> int:

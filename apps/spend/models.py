@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, Self
 
-from django.db import models, transaction
+from django.db import models
 from django.db.models import F, OuterRef, Q, Subquery
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -297,19 +297,17 @@ class Budget(Row):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         super().save(*args, **kwargs)
-        self._publish_on_commit()
+        self._publish()
 
     def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
         deleted = super().delete(*args, **kwargs)
-        self._publish_on_commit()
+        self._publish()
         return deleted
 
-    def _publish_on_commit(self) -> None:
+    def _publish(self) -> None:
         from apps.spend import balance  # balance reads this module's tables
 
-        kind, _, name = self.scope.partition(":")
-        if kind == "organization":
-            transaction.on_commit(lambda: balance.publish(name))
+        balance.publish_on_commit(self.scope)
 
 
 class SpendAlert(models.Model):

@@ -23,17 +23,16 @@ def to_datetime(epoch_ms: int) -> datetime:
     return datetime.fromtimestamp(epoch_ms / 1000, UTC)
 
 
-def month_of(epoch_ms: int) -> str:
-    """Return the UTC month as ``YYYY-MM``; such names sort as the months do."""
-    moment = to_datetime(epoch_ms)
+def month_of(epoch_ms: int, zone: str = "UTC") -> str:
+    """Return the month of a time zone as ``YYYY-MM``; such names sort as the months do."""
+    moment = datetime.fromtimestamp(span_of("monthly", zone, epoch_ms).start_ms / 1000, ZoneInfo(zone))
     return f"{moment.year:04d}-{moment.month:02d}"
 
 
-def bounds(month: str) -> tuple[datetime, datetime]:
-    """Return a month's first moment and the first one after it."""
-    year, number = int(month[:4]), int(month[5:])
-    following = (year + 1, 1) if number == 12 else (year, number + 1)
-    return datetime(year, number, 1, tzinfo=UTC), datetime(*following, 1, tzinfo=UTC)
+def bounds(month: str, zone: str = "UTC") -> tuple[datetime, datetime]:
+    """Return a month's first moment in a time zone, and the first one after it."""
+    span = _span_of_date("monthly", zone, date(int(month[:4]), int(month[5:]), 1))
+    return to_datetime(span.start_ms), to_datetime(span.end_ms)
 
 
 def month_before(month: str) -> str:

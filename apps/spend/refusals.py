@@ -1,11 +1,16 @@
 """Turn the gate's refusals into sentences that say what was wrong and what to do next."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+
+import msgspec
 
 from aiscale.db import format_usd
 from aiscale.errors import AiscaleError, Code
 from apps.spend import periods
+
+RATE_PARTS = 6
+"""Members of admit.lua's RATE."""
 
 _WINDOWS = {60: "minute", 3600: "hour", 86_400: "day"}
 
@@ -17,49 +22,75 @@ _IDENTITY = {
 }
 
 
-def rate_headers(state: Sequence[str]) -> dict[str, str]:
-    """Name the rate limit's state as OpenAI does; ``state`` is (limit, remaining, milliseconds until all are there again)."""
-    limit, remaining, reset_ms = state
-    return {
-        "x-ratelimit-limit-requests": limit,
-        "x-ratelimit-remaining-requests": remaining,
-        "x-ratelimit-reset-requests": periods.format_duration(int(reset_ms)),
-    }
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what admit.lua said after ``refused``. ``rate`` is empty when the caller is not known; ``facts`` are the check's own."""
+
+    code: Code
+    rate: Sequence[str]
+    facts: Mapping[str, str]
+    model: str
+    plan: str
+    now_ms: int
+
+    @property
+    def plan_name(self) -> str:
+        return f"{self.plan[:1].upper()}{self.plan[1:]}"
 
 
-def make_refusal(answer: Sequence[str], *, model: str, plan: str, worst_nanousd: int, now_ms: int) -> AiscaleError:
-    """Word what admit.lua returned after ``refused``: the code, the rate's state, and the code's own numbers."""
-    code = Code(answer[0])
-    if code in _IDENTITY:
-        return AiscaleError(code, _IDENTITY[code])
-    state, detail = answer[1:4], answer[4:]
-    plan_name = f"{plan[:1].upper()}{plan[1:]}"
-    message, retry_after_s = "", None
-    if code is Code.KILLED:
-        until_at = periods.to_datetime(int(detail[2])) if detail[2] else None
-        retry_after_s = max(int(detail[2]) - now_ms, 1000) / 1000 if detail[2] else None
-        message = describe_kill(detail[0], detail[1], until_at)
-    elif code is Code.MODEL_NOT_ALLOWED:
-        message = (
-            f"The {plan_name} plan does not include the model {model!r}. Choose another model or upgrade your plan."
-        )
-    elif code is Code.RATE_LIMITED:
-        retry_after_s = int(detail[0]) / 1000
-        message = _rate_limited(int(state[0]), int(detail[1]), plan_name, int(detail[0]))
-    elif code is Code.TOO_MANY_IN_FLIGHT:
-        retry_after_s = 1.0
-        message = (
-            f"You have {detail[0]} requests running; the {plan_name} plan allows {detail[1]} at a time. "
-            "Wait until one has finished, or upgrade your plan."
-        )
-    elif code is Code.QUEUE_FULL:
-        retry_after_s = 5.0
-        message = f"{detail[0]} requests are waiting for the model {model!r} already. Try again in a few seconds."
-    else:
-        message, retry_after_s = _budget_exhausted(
-            *(int(n) for n in detail), worst_nanousd=worst_nanousd, now_ms=now_ms
-        )
-    return AiscaleError(code, message, retry_after_s=retry_after_s, headers=rate_headers(state))
+class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
+    """Name the budget that a request did not fit into, and its numbers."""
+
+    scope: str
+    period: str
+    spent_nanousd: int
+    held_nanousd: int
+    worst_nanousd: int
+    limit_nanousd: int
+    ends_at_ms: int
+
+
+def read(answer: Sequence[str], model: str, plan: str, now_ms: int) -> Refusal:
+    """Read a refusal of admit.lua (see its header)."""
+    facts = answer[2 + RATE_PARTS :]
+    return Refusal(
+        code=Code(answer[1]),
+        rate=answer[2 : 2 + RATE_PARTS],
+        facts=dict(zip(facts[::2], facts[1::2], strict=True)),
+        model=model,
+        plan=plan,
+        now_ms=now_ms,
+    )
+
+
+def read_exhausted(refusal: Refusal) -> Exhausted:
+    return msgspec.convert(dict(refusal.facts), Exhausted, strict=False)
+
+
+def rate_headers(rate: Sequence[str]) -> dict[str, str]:
+    """Name the rate limits' state as OpenAI does; ``rate`` is admit.lua's RATE."""
+    headers = {}
+    for what, state in (("requests", rate[:3]), ("tokens", rate[3:])):
+        if state and state[0]:
+            headers[f"x-ratelimit-limit-{what}"] = state[0]
+            headers[f"x-ratelimit-remaining-{what}"] = state[1]
+            headers[f"x-ratelimit-reset-{what}"] = periods.format_duration(int(state[2]))
+    return headers
+
+
+def make_error(refusal: Refusal) -> AiscaleError:
+    """Word a refusal: what was wrong, and what to do next."""
+    if refusal.code in _IDENTITY:
+        return AiscaleError(refusal.code, _IDENTITY[refusal.code])
+    word = {
+        Code.KILLED: _killed,
+        Code.MODEL_NOT_ALLOWED: _model_not_allowed,
+        Code.RATE_LIMITED: _rate_limited,
+        Code.TOO_MANY_IN_FLIGHT: _too_many_in_flight,
+        Code.QUEUE_FULL: _queue_full,
+        Code.BUDGET_EXHAUSTED: _budget_exhausted,
+    }[refusal.code]
+    message, retry_after_s = word(refusal)
+    return AiscaleError(refusal.code, message, retry_after_s=retry_after_s, headers=rate_headers(refusal.rate))
 
 
 def describe_kill(scope: str, reason: str, until_at: datetime | None = None) -> str:
@@ -90,25 +121,100 @@ def say_moment(moment: datetime) -> str:
     return f"{moment:%-d %B %Y, %H:%M:%S} UTC" if moment.second else f"{moment:%-d %B %Y, %H:%M} UTC"
 
 
-def _rate_limited(limit: int, window_s: int, plan_name: str, retry_ms: int) -> str:
-    window = f"this {_WINDOWS[window_s]}" if window_s in _WINDOWS else f"the last {window_s} seconds"
+def _killed(refusal: Refusal) -> tuple[str, float | None]:
+    scope, reason, ends_at = (refusal.facts[name] for name in ("scope", "reason", "ends_at_ms"))
+    until_at = periods.to_datetime(int(ends_at)) if ends_at else None
+    retry_after_s = max(int(ends_at) - refusal.now_ms, 1000) / 1000 if ends_at else None
+    return describe_kill(scope, reason, until_at), retry_after_s
+
+
+def _model_not_allowed(refusal: Refusal) -> tuple[str, float | None]:
+    if refusal.facts["whose"] == "key":
+        return f"This API key is not allowed to use the model {refusal.model!r}. Choose another model or key.", None
     return (
-        f"You have used all {limit} requests of {window} on the {plan_name} plan. "
-        f"Try again in {periods.format_duration(retry_ms)} or upgrade your plan."
-    )
+        f"The {refusal.plan_name} plan does not include the model {refusal.model!r}. "
+        "Choose another model or upgrade your plan."
+    ), None
 
 
-def _budget_exhausted(
-    spent: int, held: int, limit: int, *, worst_nanousd: int, now_ms: int
-) -> tuple[str, float | None]:
-    _, reset_at = periods.bounds(periods.month_of(now_ms))
+def _rate_limited(refusal: Refusal) -> tuple[str, float | None]:
+    facts = refusal.facts
+    what, window_s, limit = facts["what"], int(facts["window_s"]), int(facts["limit"])
+    of_key = facts["whose"] == "key"
+    whose = "for this API key" if of_key else f"on the {refusal.plan_name} plan"
+    upgrade = "" if of_key else " or upgrade your plan"
+    if not facts["retry_ms"]:
+        return (
+            f"This request could take {facts['asked']} tokens; {limit} a minute are allowed {whose}. "
+            f"Shorten it, lower max_tokens{upgrade}."
+        ), None
+    window = f"this {_WINDOWS[window_s]}" if window_s in _WINDOWS else f"the last {window_s} seconds"
+    retry_ms = int(facts["retry_ms"])
+    again = f"Try again in {periods.format_duration(retry_ms)}{upgrade}."
+    if what == "tokens":
+        left = max(limit - int(facts["used"]), 0)
+        return (
+            f"This request could take {facts['asked']} tokens, and {left} of the {limit} tokens a minute are left {whose}. "
+            f"{again}"
+        ), retry_ms / 1000
+    return f"You have used all {limit} requests of {window} {whose}. {again}", retry_ms / 1000
+
+
+def _too_many_in_flight(refusal: Refusal) -> tuple[str, float | None]:
+    in_flight, limit = refusal.facts["in_flight"], refusal.facts["limit"]
+    if refusal.facts["whose"] == "key":
+        return (
+            f"This API key has {in_flight} requests running and is allowed {limit} at a time. "
+            "Wait until one has finished, or use another key."
+        ), 1.0
+    return (
+        f"You have {in_flight} requests running; the {refusal.plan_name} plan allows {limit} at a time. "
+        "Wait until one has finished, or upgrade your plan."
+    ), 1.0
+
+
+def _queue_full(refusal: Refusal) -> tuple[str, float | None]:
+    return (
+        f"{refusal.facts['waiting']} requests are waiting for the model {refusal.model!r} already. "
+        "Try again in a few seconds."
+    ), 5.0
+
+
+def _budget_exhausted(refusal: Refusal) -> tuple[str, float | None]:
+    """Name the budget. What is the customer's own is shown in numbers; the service's budgets keep their money to themselves."""
+    budget = read_exhausted(refusal)
+    kind, _, name = budget.scope.partition(":")
+    fits_later = budget.spent_nanousd + budget.worst_nanousd <= budget.limit_nanousd
+    ends_at = say_moment(periods.to_datetime(budget.ends_at_ms))
+    if kind in ("site", "plan", "model"):
+        what = {
+            "site": "This service's budget",
+            "plan": f"This service's budget for the {refusal.plan_name} plan",
+            "model": f"This service's budget for the model {name!r}",
+        }[kind]
+        if fits_later:
+            return f"{what} is held for running requests. Try again when they have finished, or lower max_tokens.", 5.0
+        advice = "Choose another model, or try again then." if kind == "model" else "Try again then."
+        return f"{what} is used up until {ends_at}. {advice}", _until(budget.ends_at_ms, refusal.now_ms)
+    whose = {"organization": "your", "user": "your own", "key": "this API key's"}[kind]
     parts = [
-        f"This request could cost up to {format_usd(worst_nanousd)}. Of your monthly limit of {format_usd(limit)}, "
-        f"{format_usd(spent)} is spent"
+        f"This request could cost up to {format_usd(budget.worst_nanousd)}. Of {whose} {budget.period} limit of "
+        f"{format_usd(budget.limit_nanousd)}, {format_usd(budget.spent_nanousd)} is spent"
     ]
-    parts.append(f" and {format_usd(held)} is held for running requests. " if held else ". ")
-    if spent + worst_nanousd <= limit:
+    parts.append(
+        f" and {format_usd(budget.held_nanousd)} is held for running requests. " if budget.held_nanousd else ". "
+    )
+    if fits_later:
         # only what is running stands in the way, and most of it will be given back
         return "".join(parts) + "Try again when they have finished, or lower max_tokens.", 5.0
-    parts.append(f"The limit starts anew on {reset_at:%-d %B %Y} (UTC). ")
-    return "".join(parts) + "Lower max_tokens, upgrade your plan, or ask for a higher limit.", None
+    parts.append(f"The limit starts anew on {ends_at}. ")
+    advice = {
+        "organization": "Lower max_tokens, upgrade your plan, or ask for a higher limit.",
+        "user": "Lower max_tokens, or ask for a higher limit.",
+        "key": "Lower max_tokens, use another key, or raise this key's limit.",
+    }[kind]
+    return "".join(parts) + advice, None
+
+
+def _until(at_ms: int, now_ms: int) -> float:
+    return max(at_ms - now_ms, 1000) / 1000

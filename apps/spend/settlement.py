@@ -1,12 +1,12 @@
 """Charge finished jobs: from the stream of last events into the ledger, and from hold to spent, once for each job.
 
-The order is what makes it safe at any crash. An event is acknowledged in the same script that adds its cost to the fast copy
-(settle.lua), and only after its usage record and ledger entries are committed. So:
+The order is what makes it safe at any crash. Usage record, ledger entries and the totals of budgets are committed together; after that
+one script ends the holds, writes the totals into the fast copies and acknowledges the events (lua/settle.lua). So:
 
 - died before the commit: the event is pending, nothing is written; it is read again.
-- died after the commit: the event is pending; read again, its record exists already (unique by job id). Whether the copy has
-  the cost is not guessed: the copy is rebuilt from the ledger (`balance.publish`), then the event is acknowledged.
-- a client that lost Redis's answer and asked again: the copy's version has moved, so it is rebuilt too.
+- died after the commit: the event is pending; read again, its record exists already (unique by job id) and is not charged again. The
+  hold counts until then, so at no moment is there too much room.
+- a client that lost Redis's answer and asked again: totals are written as they are, not added, and the newer one wins.
 
 Any number of processes may run this at once.
 """
@@ -17,7 +17,6 @@ import secrets
 import socket
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ from aiscale.observability import JOBS_FINISHED, SETTLED, SETTLEMENT_LAG_SECONDS
 from aiscale.wire import keys
 from aiscale.wire.codec import decode_event
 from aiscale.wire.events import Finished
-from apps.spend import balance, periods, stream, usage
+from apps.spend import balance, budgets, holds, periods, stream, totals, usage
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +41,8 @@ CLAIM_IDLE_MS = 5_000
 """An entry that a consumer has not acknowledged for so long belongs to one that died."""
 CLAIM_EACH_S = 2.0
 CHORES_EACH_S = 5.0
+CHANGED_WITHIN_S = 60
+"""Totals that moved so recently are written into the copies again, with the chores."""
 PRESENCE_EACH_S = 1.0
 PRESENCE_TTL_S = 5
 END_DETAIL_CHARS = 300
@@ -84,15 +85,9 @@ def run(stop: threading.Event) -> None:
 def settle(event: Finished) -> bool:
     """Charge one job outside the stream. True when it was charged now, False when it had been.
 
-    I/O: one SQL transaction, the balance's rebuild, one Redis trip. Idempotent. Raises: BadEvent; django.db.Error; RedisError.
+    I/O: one SQL transaction, one SQL statement, one Redis trip. Idempotent. Raises: BadEvent; django.db.Error; RedisError.
     """
-    client = redis_clients.get_sync()
-    delivery = Delivery(stream.Entry("", b""), normalize(event, periods.now_ms()))
-    fresh = usage.record([delivery.event])
-    _count(delivery.event, fresh=bool(fresh))
-    organization_id = event.billing.organization_id
-    balance.publish(organization_id)
-    balance.drop(client, organization_id, [_make_charge(delivery)])
+    fresh = _charge(redis_clients.get_sync(), [Delivery(stream.Entry("", b""), normalize(event, periods.now_ms()))])
     return bool(fresh)
 
 
@@ -162,6 +157,9 @@ class Settler:
         if now >= self._next_chores:
             stream.trim(self.client)
             stream.forget_consumers(self.client)
+            balance.restore(only_if_changed=True)
+            # what somebody committed and could not tell Redis, or a Redis that restarted has forgotten
+            holds.push(totals.list_changed(CHANGED_WITHIN_S, periods.now_ms()))
             self._next_chores = now + CHORES_EACH_S
         return len(entries)
 
@@ -174,7 +172,7 @@ class Settler:
         if not deliveries:
             return
         try:
-            self._charge(deliveries)
+            _charge(self.client, deliveries)
         except (DataError, IntegrityError):
             # one of them is to blame: each for itself, so that the rest is not kept waiting
             for delivery in deliveries:
@@ -182,7 +180,7 @@ class Settler:
 
     def _charge_or_bury(self, delivery: Delivery) -> None:
         try:
-            self._charge([delivery])
+            _charge(self.client, [delivery])
         except (DataError, IntegrityError) as error:
             self._bury(delivery.entry, error)
 
@@ -223,30 +221,27 @@ class Settler:
         stream.bury(self.client, entry, f"{type(error).__name__}: {error}")
         SETTLED.labels("dead").inc()
 
-    def _charge(self, deliveries: Sequence[Delivery]) -> None:
-        by_organization: dict[str, list[Delivery]] = defaultdict(list)
-        for delivery in deliveries:
-            by_organization[delivery.event.billing.organization_id].append(delivery)
-        # before the ledger is written: see balance
-        versions = balance.read_versions(self.client, sorted(by_organization))
-        fresh = usage.record(delivery.event for delivery in deliveries)
-        for organization_id, group in by_organization.items():
-            charges = [_make_charge(delivery) for delivery in group]
-            job_ids = [item.job_id for item in charges]
-            all_fresh = fresh.issuperset(job_ids) and len(set(job_ids)) == len(job_ids)
-            if not (all_fresh and balance.charge(self.client, organization_id, versions[organization_id], charges)):
-                balance.publish(organization_id)
-                balance.drop(self.client, organization_id, charges)
-        _count_all(deliveries, fresh)
+
+def _charge(client: Redis, deliveries: Sequence[Delivery]) -> set[str]:
+    """Write what the jobs cost, then end their holds and acknowledge them. Returns the job ids that were charged now."""
+    fresh = usage.record(delivery.event for delivery in deliveries)
+    by_job = {delivery.event.job_id: _make_end(delivery.event) for delivery in deliveries}
+    scopes = {scope for end in by_job.values() for scope in end.scopes}
+    # read after the commit, for those that were charged before too: the process that did it may have died before it told Redis
+    spent = totals.read(scopes, periods.now_ms())
+    entry_ids = [delivery.entry.entry_id for delivery in deliveries if delivery.entry.entry_id]
+    holds.settle(client, list(by_job.values()), spent, entry_ids)
+    _count_all(deliveries, fresh)
+    return fresh
 
 
-def _make_charge(delivery: Delivery) -> balance.Charge:
-    event = delivery.event
-    return balance.Charge(
-        entry_id=delivery.entry.entry_id,
+def _make_end(event: Finished) -> holds.End:
+    used_tokens = 0 if event.finish_reason == "error" else event.prompt_tokens + event.completion_tokens
+    return holds.End(
         job_id=event.job_id,
-        cost_nanousd=usage.cost_of(event),
-        month=periods.month_of(event.finished_at_ms),
+        scopes=budgets.list_scopes_of(event.billing, event.model),
+        unused_tokens=max(event.billing.hold_tokens - used_tokens, 0),
+        admitted_at_ms=event.billing.admitted_at_ms,
     )
 
 

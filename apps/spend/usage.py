@@ -11,8 +11,9 @@ from aiscale.errors import AiscaleError, Code
 from aiscale.wire import keys
 from aiscale.wire.events import Finished
 from apps.accounts.models import Organization
-from apps.spend import ledger, periods, pricing
+from apps.spend import budgets, ledger, periods, pricing
 from apps.spend.models import Budget, UsageRecord
+from apps.spend.periods import Span
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +90,8 @@ def cost_of(event: Finished) -> int:
 def record(events: Iterable[Finished]) -> set[str]:
     """Write what jobs used, and charge them in the ledger. Returns the job ids that were not known before.
 
-    I/O: one transaction of three statements. All or none; a job that was recorded already is left as it is. Raises: django.db.Error,
-    AiscaleError.
+    I/O: one transaction of seven statements, and what a passed threshold takes. All or none; a job that was recorded already is
+    left as it is. Raises: django.db.Error, AiscaleError.
     """
     by_job = {event.job_id: event for event in events}
     if not by_job:
@@ -102,50 +103,54 @@ def record(events: Iterable[Finished]) -> set[str]:
             fresh = {str(job_id) for (job_id,) in cursor.fetchall()}
         charged = sorted(job_id for job_id in fresh if cost_of(by_job[job_id]))
         if charged:
-            ledger.post([_make_posting(by_job[job_id]) for job_id in charged])
+            ledger.write([_make_posting(by_job[job_id]) for job_id in charged])
     return fresh
 
 
 def month_summary(organization_id: str) -> MonthSummary:
-    """Sum up the current month. Not for the hot path: the gate has its own numbers.
+    """Sum up the current month, in the organization's time zone. Not for the hot path: the gate has its own numbers.
 
-    I/O: up to three SQL statements and one Redis trip. Without Redis the ledger alone speaks, and nothing seems held.
+    I/O: up to four SQL statements and one Redis trip. Without Redis the ledger alone speaks, and nothing seems held.
     Raises: AiscaleError (NOT_FOUND); django.db.Error.
     """
-    limit_nanousd = _get_limit(organization_id)
     now_ms = periods.now_ms()
-    month = periods.month_of(now_ms)
-    spent, held = _read_copy(organization_id, month, now_ms)
+    limit_nanousd, zone = _get_limit(organization_id, now_ms)
+    span = periods.span_of("monthly", zone, now_ms)
+    spent, held = _read_copy(budgets.organization_scope(organization_id), span, now_ms)
     if spent is None:
-        spent = ledger.sum_charges(organization_id, month)
-    return MonthSummary(month=month, spent_nanousd=spent, held_nanousd=held, limit_nanousd=limit_nanousd)
-
-
-def _get_limit(organization_id: str) -> int:
-    own = Budget.objects.filter(
-        scope=f"organization:{organization_id}", period=Budget.Period.MONTHLY, limit_nanousd__isnull=False
+        start, end = periods.to_datetime(span.start_ms), periods.to_datetime(span.end_ms)
+        spent = ledger.sum_between(organization_id, start, end)
+    return MonthSummary(
+        month=periods.month_of(now_ms, zone), spent_nanousd=spent, held_nanousd=held, limit_nanousd=limit_nanousd
     )
-    for limit in own.values_list("limit_nanousd", flat=True):
-        return int(limit or 0)
+
+
+def _get_limit(organization_id: str, now_ms: int) -> tuple[int, str]:
+    """Return what may be spent this month, and the time zone of the month."""
+    scope = budgets.organization_scope(organization_id)
+    own = Budget.objects.filter(scope=scope, period=Budget.Period.MONTHLY).first()
+    if own is not None and (limit := budgets.limit_of(own, now_ms)) is not None:
+        return limit, budgets.zone_of(own.time_zone)
     found = Organization.objects.filter(public_id=organization_id)
     for limit in found.values_list("plan__monthly_limit_nanousd", flat=True):
-        return int(limit)
+        return int(limit), budgets.zone_of("")
     raise AiscaleError(Code.NOT_FOUND, f"No organization has the id {organization_id!r}.")
 
 
-def _read_copy(organization_id: str, month: str, now_ms: int) -> tuple[int | None, int]:
+def _read_copy(scope: str, span: Span, now_ms: int) -> tuple[int | None, int]:
     """Return (spent, held) of the fast copy; spent is None when the copy is missing or of another month."""
     try:
         pipeline = redis_clients.get_sync().pipeline(transaction=True)
-        pipeline.hmget(keys.spend(organization_id), ["period", "spent_nanousd"])
-        pipeline.hgetall(keys.hold_amounts(organization_id))
-        pipeline.zrangebyscore(keys.holds(organization_id), f"({now_ms}", "+inf")
-        (period, spent), amounts, living = pipeline.execute()
+        pipeline.hmget(keys.spend(scope), ["monthly_start_ms", "monthly_end_ms", "monthly_spent_nanousd"])
+        pipeline.hgetall(keys.hold_amounts(scope))
+        pipeline.zrangebyscore(keys.holds(scope), f"({now_ms}", "+inf")
+        (start_ms, end_ms, spent), amounts, living = pipeline.execute()
     except redis_clients.UNAVAILABLE:
-        log.warning("Redis does not answer: held amounts are unknown", extra={"organization_id": organization_id})
+        log.warning("Redis does not answer: held amounts are unknown", extra={"scope": scope})
         return None, 0
     held = sum(int(amounts[job_id]) for job_id in living if job_id in amounts)
-    return (int(spent) if period is not None and period.decode() == month else None), held
+    is_current = spent is not None and Span(int(start_ms), int(end_ms)) == span
+    return (int(spent) if is_current else None), held
 
 
 def _make_row(event: Finished) -> dict[str, object]:
@@ -189,4 +194,5 @@ def _make_posting(event: Finished) -> ledger.Posting:
         event.job_id,
         cost_of(event),
         periods.to_datetime(event.finished_at_ms),
+        budgets.list_scopes_of(event.billing, event.model),
     )

@@ -11,7 +11,7 @@ from apps.accounts.callers import on_thread
 from apps.spend import settlement
 from apps.spend.admission import Admitted, admit
 from apps.spend.models import LedgerEntry, UsageRecord
-from tests.apps.spend.cast import make_ask, make_caller, make_finished, read_spend, stage
+from tests.apps.spend.cast import make_ask, make_caller, make_finished, read_spend, scope_of, stage
 
 pytestmark = pytest.mark.django_db(transaction=True)
 PRICE = 65
@@ -37,9 +37,9 @@ async def test_no_more_are_served_than_the_budget_pays_for(client: Redis) -> Non
     finished = [make_finished(organization.public_id, job_id, hold_nanousd=PRICE) for job_id in admitted]
     await on_thread(lambda: [settlement.settle(event) for event in finished])
     assert await try_all(50, caller, PRICE) == []
-    spend = read_spend(organization.public_id)
-    assert (spend["spent_nanousd"], spend["held_nanousd"]) == (str(37 * PRICE), "0")
-    assert client.zcard(keys.holds(organization.public_id)) == 0
+    spend = read_spend(scope_of(organization))
+    assert (spend["monthly_spent_nanousd"], spend["held_nanousd"]) == (str(37 * PRICE), "0")
+    assert client.zcard(keys.holds(scope_of(organization))) == 0
     records = await on_thread(lambda: list(UsageRecord.objects.values_list("job_id", "cost_nanousd")))
     assert sorted(job_id for job_id, _ in records) == sorted(admitted)
     assert sum(cost for _, cost in records) == 37 * PRICE
@@ -61,4 +61,4 @@ async def test_what_was_not_used_is_there_for_others(client: Redis) -> None:
         if not admitted:
             break
     assert 37 - 9 <= served <= 37
-    assert int(read_spend(organization.public_id)["spent_nanousd"]) == served * PRICE
+    assert int(read_spend(scope_of(organization))["monthly_spent_nanousd"]) == served * PRICE

@@ -1,155 +1,307 @@
 -- Decide whether one request may run, and hold the most it can cost. The one gate: all checks and the hold are one script.
 --
--- KEYS  1 api key (hash; '' for a browser session)   2 organization (hash)   3 plan (hash)   4 killed (hash)   5 spend (hash)
---       6 holds (zset)   7 hold amounts (hash)   8 rate (hash)   9 queued jobs of the model (zset)
--- ARGV  1 job id   2 organization id   3 plan slug   4 model slug   5 worst cost (nano-USD)   6 now (epoch ms)
---       7 hold expiry (epoch ms)   8 month (YYYY-MM, UTC)   9 most jobs that may wait for the model   10 provider of the model
+-- KEYS  1 api key (hash; '' for a browser session)   2 organization (hash)   3 plan (hash)   4 killed (hash)   5 budgets (hash)
+--       6 queued jobs of the model (zset)   7, 8 requests and tokens in the organization's windows (hashes)
+--       9, 10 the same of the key ('' for a browser session)
+--       11... three for each scope: spend (hash), holds (zset), hold amounts (hash)
+-- ARGV  1 job id   2 organization id   3 plan slug   4 model slug   5 worst cost (nano-USD)   6 worst count of tokens   7 now (epoch ms)
+--       8 hold expiry (epoch ms)   9 definition of an organization's budget of its own ('monthly|UTC|plan|0|0')
+--       10 most jobs that may wait for the model   11 1 to explain, else 0   12 provider of the model
+--       13... the scopes of the request, the narrowest first: key, user, organization, model, plan, site
 -- Returns one of (all members are text):
---   {'admitted', limit, remaining, reset_ms}              the hold is placed and the request is counted; a job id that holds
---                                                         already is answered so again and counted once
---   {'load', 'identity' | 'killed' | 'spend'}             that copy is missing in Redis: refill it and ask again
---   {'plan', slug}                                        the organization has another plan by now: ask again with that plan's key
---   {'refused', code}                                     invalid_api_key, key_revoked, key_expired or account_inactive
---   {'refused', code, limit, remaining, reset_ms, ...}    then, by code:
---     killed              scope, reason, epoch ms at which it ends by itself ('' = when it is released)
---     model_not_allowed   (nothing)
---     rate_limit_exceeded retry_ms, window_s
---     too_many_in_flight  in flight, most allowed
---     queue_full          waiting, most allowed
---     insufficient_quota  spent, held, limit (nano-USD)
--- Example: EVAL ... aiscale:key:ab.. aiscale:org:org_1 aiscale:plan:free aiscale:killed aiscale:spend:org_1 aiscale:holds:org_1
---          aiscale:holdamounts:org_1 aiscale:rate:org_1 aiscale:queued:m  job_1 org_1 free m 5000 1700000000000 1700000360000 2023-11 256 local
---          -> {'admitted', '20', '19', '3660000'}
+--   {'admitted', RATE}                 the hold is placed and the request is counted; a job id that holds already is answered so again
+--                                      and counted once
+--   {'load', what...}                  these copies are missing in Redis, or outdated: refill them and ask again. 'identity', 'killed',
+--                                      'budgets' or a scope
+--   {'plan', slug}                     the organization has another plan by now: ask again with that plan's keys
+--   {'refused', code}                  invalid_api_key, key_revoked, key_expired or account_inactive
+--   {'refused', code, RATE, name, value, ...}   then the check's own numbers, as pairs
+--   {'explained', {code, 'pass' or 'refuse', name, value, ...}, ...}   every check, when asked to explain; nothing is written
+--   RATE is limit, remaining, reset_ms of requests, and the same of tokens ('' where tokens have no limit); the tighter of
+--   organization and key
+-- Example: EVAL ... '' aiscale:org:org_1 aiscale:plan:free aiscale:killed aiscale:budgets aiscale:queued:m aiscale:rate:organization:org_1
+--          aiscale:tokenrate:organization:org_1 '' '' aiscale:spend:organization:org_1 aiscale:holds:organization:org_1
+--          aiscale:holdamounts:organization:org_1
+--          job_1 org_1 free m 5000 300 1700000000000 1700000360000 monthly|UTC|plan|0|0 256 0 local organization:org_1
+--          -> {'admitted', '20', '19', '3660000', '20000', '19700', '61000'}
 -- Atomic: every write stands below the last check, so a refusal, a 'load' or a 'plan' leaves every key as it was.
 --
--- The rate window slides in sixtieths: a request counts until its whole sixtieth is older than the window, so no stretch of time
--- as long as the window ever sees more than the limit, and a slot comes back at most one sixtieth late.
-local job, organization, model = ARGV[1], ARGV[2], ARGV[4]
-local worst, now, month = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[8]
+-- A rate window slides in sixtieths: what was counted stays until its whole sixtieth is older than the window, so no stretch of time as
+-- long as the window ever sees more than the limit, and room comes back at most one sixtieth late.
+local job, organization, plan_slug, model = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local worst, worst_tokens, now = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local explain = ARGV[11] == '1'
+local KEYS_BEFORE, ARGS_BEFORE = 10, 12
+local PERIODS = {'daily', 'monthly'}
 
 local function int(value) return string.format('%.0f', value) end
+local function limit_of(text) return text and text ~= '' and tonumber(text) or nil end
+
+-- the scopes of the request, and where their keys are
+local scopes, own, of_key = {}, nil, nil
+for i = 1, #ARGV - ARGS_BEFORE do
+  local at = KEYS_BEFORE + 3 * (i - 1)
+  local scope = {name = ARGV[ARGS_BEFORE + i], spend = KEYS[at + 1], holds = KEYS[at + 2], amounts = KEYS[at + 3]}
+  scopes[i] = scope
+  if scope.name == 'organization:' .. organization then own = scope end
+  if string.sub(scope.name, 1, 4) == 'key:' then of_key = scope end
+end
+
+local report = {'explained'}
+local refusal, rate
+-- Write down a check; true when it refuses and the script is to end with `refusal`.
+local function refuses(passed, code, ...)
+  if explain then
+    report[#report + 1] = {code, passed and 'pass' or 'refuse', ...}
+    return false
+  end
+  if passed then return false end
+  refusal = {'refused', code}
+  if rate then for _, part in ipairs(rate()) do refusal[#refusal + 1] = part end end
+  for _, part in ipairs({...}) do refusal[#refusal + 1] = part end
+  return true
+end
 
 -- who
-local scopes = {'site', 'model:' .. model, 'plan:' .. ARGV[3], 'organization:' .. organization, 'provider:' .. ARGV[10]}
+local key = {}
 if KEYS[1] ~= '' then
-  local key = redis.call('HMGET', KEYS[1], 'state', 'expires_at_ms', 'organization_id', 'key_id')
-  if not key[1] then return {'load', 'identity'} end
-  if key[3] ~= organization then return {'refused', 'invalid_api_key'} end
-  if key[1] == 'expired' or (key[2] and key[2] ~= '' and tonumber(key[2]) <= now) then return {'refused', 'key_expired'} end
-  if key[1] ~= 'active' then return {'refused', 'key_revoked'} end
-  if key[4] then scopes[#scopes + 1] = 'key:' .. key[4] end
+  key = redis.call('HMGET', KEYS[1], 'state', 'expires_at_ms', 'organization_id', 'requests_per_window', 'window_s',
+    'tokens_per_minute', 'max_in_flight', 'models')
+  for field = 1, 8 do if not key[field] then return {'load', 'identity'} end end
+  local expired = key[1] == 'expired' or (key[2] ~= '' and tonumber(key[2]) <= now)
+  if refuses(key[3] == organization, 'invalid_api_key') then return refusal end
+  if refuses(not expired, 'key_expired', 'expires_at_ms', key[2]) then return refusal end
+  if refuses(expired or key[1] == 'active', 'key_revoked', 'state', key[1]) then return refusal end
 end
 local org = redis.call('HMGET', KEYS[2], 'plan', 'state')
 if not (org[1] and org[2]) then return {'load', 'identity'} end
-if org[2] ~= 'active' then return {'refused', 'account_inactive'} end
-if org[1] ~= ARGV[3] then return {'plan', org[1]} end
+if refuses(org[2] == 'active', 'account_inactive', 'state', org[2]) then return refusal end
+if org[1] ~= plan_slug then return {'plan', org[1]} end
+local plan = redis.call('HMGET', KEYS[3], 'requests_per_window', 'window_s', 'tokens_per_minute', 'max_in_flight',
+  'monthly_limit_nanousd', 'models')
+for field = 1, 6 do if not plan[field] then return {'load', 'identity'} end end
 
--- the copies that the checks need
-local plan = redis.call('HMGET', KEYS[3], 'requests_per_window', 'window_s', 'max_in_flight', 'monthly_limit_nanousd', 'models')
-for field = 1, 5 do if not plan[field] then return {'load', 'identity'} end end
-if redis.call('HEXISTS', KEYS[4], 'loaded') == 0 then return {'load', 'killed'} end
-local spend = redis.call('HMGET', KEYS[5], 'period', 'spent_nanousd', 'held_nanousd', 'limit_nanousd')
-for field = 1, 4 do if not spend[field] then return {'load', 'spend'} end end
+-- the copies that the checks need: which scopes have budgets, and what they spent
+local names = {}
+for i, scope in ipairs(scopes) do names[i] = scope.name end
+local orders = redis.call('HMGET', KEYS[4], 'loaded', 'provider:' .. ARGV[12], unpack(names))
+local budgets = redis.call('HMGET', KEYS[5], 'loaded', unpack(names))
+local missing = {'load'}
+if not orders[1] then missing[2] = 'killed' end
+if not budgets[1] then missing[#missing + 1] = 'budgets' end
+for i, scope in ipairs(scopes) do
+  local definition = budgets[i + 1] or (scope == own and ARGV[9])
+  if definition then
+    local copy = redis.call('HMGET', scope.spend, 'definition', 'held_nanousd',
+      'daily_start_ms', 'daily_end_ms', 'daily_spent_nanousd', 'daily_limit_nanousd', 'daily_raise_nanousd', 'daily_raise_until_ms',
+      'monthly_start_ms', 'monthly_end_ms', 'monthly_spent_nanousd', 'monthly_limit_nanousd', 'monthly_raise_nanousd',
+      'monthly_raise_until_ms')
+    local current = copy[1] == definition
+    scope.held, scope.budgets = tonumber(copy[2] or 0), {}
+    for p, period in ipairs(PERIODS) do
+      local at = 6 * p - 3
+      if copy[at] then
+        -- a period that is over is rolled by those who know the calendar
+        if now >= tonumber(copy[at + 1]) then current = false end
+        local most = copy[at + 3] == 'plan' and tonumber(plan[5]) or limit_of(copy[at + 3])
+        if most and now < tonumber(copy[at + 5]) then most = most + tonumber(copy[at + 4]) end
+        scope.budgets[#scope.budgets + 1] =
+          {period = period, ends_at_ms = copy[at + 1], spent = tonumber(copy[at + 2]), most = most}
+      end
+    end
+    if not current then missing[#missing + 1] = scope.name end
+  end
+end
+if #missing > 1 then return missing end
 
--- the rate's state: requests in the window, by sixtieth
-local limit, window_s = tonumber(plan[1]), tonumber(plan[2])
-local unit_ms = math.ceil(window_s * 1000 / 60)
-local units = math.ceil(window_s * 1000 / unit_ms)
-local current = math.floor(now / unit_ms)
-local stored = redis.call('HGETALL', KEYS[8])
-local stored_unit_ms = unit_ms
-for i = 1, #stored, 2 do if stored[i] == 'unit_ms' then stored_unit_ms = tonumber(stored[i + 1]) end end
-local counts, stale, used, newest = {}, {}, 0, nil
-for i = 1, #stored, 2 do
-  local index, count = tonumber(stored[i]), tonumber(stored[i + 1])
-  if index then
-    -- another plan's sixtieths: a request is taken to have come at the end of its own, but not later than now
-    if stored_unit_ms ~= unit_ms then index = math.floor(math.min((index + 1) * stored_unit_ms - 1, now) / unit_ms) end
-    if index >= current - units then
-      counts[index] = (counts[index] or 0) + count
-      used = used + count
-      if not newest or index > newest then newest = index end
+-- Look at a rate window: how much of it is used now.
+local function look(name, limit, window_s)
+  local w = {name = name, limit = limit, window_s = window_s, used = 0, stale = {}}
+  w.unit_ms = math.ceil(window_s * 1000 / 60)
+  w.units = math.ceil(window_s * 1000 / w.unit_ms)
+  w.current = math.floor(now / w.unit_ms)
+  w.first = w.current - w.units
+  local stored = redis.call('HMGET', name, 'unit_ms', 'used', 'oldest', 'newest')
+  if not stored[1] then return w end
+  if tonumber(stored[1]) ~= w.unit_ms then
+    -- another plan's sixtieths: what was counted is taken to have come at the end of its own, but not later than now
+    w.moved = {}
+    local all = redis.call('HGETALL', name)
+    for i = 1, #all, 2 do
+      local index, count = tonumber(all[i]), tonumber(all[i + 1])
+      if index then
+        index = math.floor(math.min((index + 1) * tonumber(stored[1]) - 1, now) / w.unit_ms)
+        if index >= w.first then
+          w.moved[index] = (w.moved[index] or 0) + count
+          w.used = w.used + count
+          w.oldest, w.newest = math.min(w.oldest or index, index), math.max(w.newest or index, index)
+        end
+      end
+    end
+    return w
+  end
+  w.oldest, w.newest = tonumber(stored[3]), tonumber(stored[4])
+  if w.newest < w.first then
+    w.moved, w.oldest, w.newest = {}, nil, nil
+    return w
+  end
+  w.used = tonumber(stored[2])
+  if w.oldest < w.first then
+    for index = w.oldest, w.first - 1 do w.stale[#w.stale + 1] = int(index) end
+    for _, count in ipairs(redis.call('HMGET', name, unpack(w.stale))) do w.used = w.used - tonumber(count or 0) end
+    w.oldest = w.first
+  end
+  return w
+end
+
+-- Return the milliseconds until `amount` fits; nil when it never does.
+local function wait_ms(w, amount)
+  if amount > w.limit then return nil end
+  local counts, indexes = w.moved, {}
+  if not counts then
+    counts = {}
+    local all = redis.call('HGETALL', w.name)
+    for i = 1, #all, 2 do
+      local index = tonumber(all[i])
+      if index and index >= w.first then counts[index] = tonumber(all[i + 1]) end
+    end
+  end
+  for index in pairs(counts) do indexes[#indexes + 1] = index end
+  table.sort(indexes)
+  local over = w.used + amount - w.limit
+  for _, index in ipairs(indexes) do
+    over = over - counts[index]
+    if over <= 0 then return (index + w.units + 1) * w.unit_ms - now end
+  end
+  return w.window_s * 1000
+end
+
+local function count(w, amount)
+  if w.moved then
+    redis.call('DEL', w.name)
+    for index, moved in pairs(w.moved) do redis.call('HSET', w.name, int(index), int(moved)) end
+  elseif #w.stale > 0 then
+    redis.call('HDEL', w.name, unpack(w.stale))
+  end
+  w.used = w.used + amount
+  w.oldest, w.newest = math.min(w.oldest or w.current, w.current), math.max(w.newest or w.current, w.current)
+  redis.call('HINCRBY', w.name, int(w.current), int(amount))
+  redis.call('HSET', w.name, 'unit_ms', int(w.unit_ms), 'used', int(w.used), 'oldest', int(w.oldest), 'newest', int(w.newest))
+  redis.call('PEXPIRE', w.name, int((w.units + 2) * w.unit_ms))
+end
+
+local windows = {}
+local function add_window(whose, what, name, limit, window_s)
+  if limit then
+    local w = look(name, limit, window_s)
+    w.whose, w.what, w.amount = whose, what, what == 'tokens' and worst_tokens or 1
+    windows[#windows + 1] = w
+  end
+end
+add_window('organization', 'requests', KEYS[7], tonumber(plan[1]), tonumber(plan[2]))
+add_window('organization', 'tokens', KEYS[8], limit_of(plan[3]), 60)
+add_window('key', 'requests', KEYS[9], limit_of(key[4]), limit_of(key[5]))
+add_window('key', 'tokens', KEYS[10], limit_of(key[6]), 60)
+
+rate = function()
+  local parts = {}
+  for _, what in ipairs({'requests', 'tokens'}) do
+    local tightest, least
+    for _, w in ipairs(windows) do
+      local left = math.max(w.limit - w.used, 0)
+      if w.what == what and (not least or left < least) then tightest, least = w, left end
+    end
+    if tightest then
+      local again_ms = tightest.used > 0 and (tightest.newest + tightest.units + 1) * tightest.unit_ms - now or 0
+      for _, number in ipairs({tightest.limit, least, again_ms}) do parts[#parts + 1] = int(number) end
     else
-      stale[#stale + 1] = stored[i]
+      for _ = 1, 3 do parts[#parts + 1] = '' end
+    end
+  end
+  return parts
+end
+local function admitted() return {'admitted', unpack(rate())} end
+
+-- what is stopped, the widest first, and which models may be used
+local stopped = false
+for i = #scopes + 1, 1, -1 do
+  if orders[i + 1] then
+    -- an order ends at its time by itself, whatever happens to those who tidy up
+    local ends_at, reason = string.match(orders[i + 1], '^(%d*)|(.*)$')
+    if not ends_at then ends_at, reason = '', orders[i + 1] end
+    if ends_at == '' or now < tonumber(ends_at) then
+      stopped = true
+      local scope = i > 1 and names[i - 1] or 'provider:' .. ARGV[12]
+      if refuses(false, 'killed', 'scope', scope, 'reason', reason, 'ends_at_ms', ends_at) then return refusal end
     end
   end
 end
-local function full_again_ms() return newest and (newest + units + 1) * unit_ms - now or 0 end
-local function refuse(code, ...)
-  return {'refused', code, int(limit), int(math.max(limit - used, 0)), int(full_again_ms()), ...}
-end
-
--- what is stopped, and what the plan has
-local orders = redis.call('HMGET', KEYS[4], unpack(scopes))
-for i, scope in ipairs(scopes) do
-  if orders[i] then
-    -- an order ends at its time by itself, whatever happens to those who tidy up
-    local ends_at, reason = string.match(orders[i], '^(%d*)|(.*)$')
-    if not ends_at then ends_at, reason = '', orders[i] end
-    if ends_at == '' or now < tonumber(ends_at) then return refuse('killed', scope, reason, ends_at) end
+if explain and not stopped then refuses(true, 'killed') end
+for _, pair in ipairs({{'plan', plan[6]}, {'key', key[8]}}) do
+  local whose, models = pair[1], pair[2]
+  if models then
+    local allowed = models == '*' or string.find(',' .. models .. ',', ',' .. model .. ',', 1, true) ~= nil
+    if (explain or not allowed) and refuses(allowed, 'model_not_allowed', 'whose', whose, 'models', models) then return refusal end
   end
-end
-if plan[5] ~= '*' and not string.find(',' .. plan[5] .. ',', ',' .. model .. ',', 1, true) then
-  return refuse('model_not_allowed')
 end
 -- a client that lost the answer and asked again is admitted once
-if redis.call('ZSCORE', KEYS[6], job) then
-  return {'admitted', int(limit), int(math.max(limit - used, 0)), int(full_again_ms())}
-end
+if redis.call('ZSCORE', own.holds, job) then return admitted() end
 
--- the rate
-if used >= limit then
-  local indexes = {}
-  for index in pairs(counts) do indexes[#indexes + 1] = index end
-  table.sort(indexes)
-  local over, retry_ms = used - limit + 1, window_s * 1000
-  for _, index in ipairs(indexes) do
-    over = over - counts[index]
-    if over <= 0 then retry_ms = (index + units + 1) * unit_ms - now break end
+-- the rates
+for _, w in ipairs(windows) do
+  local fits = w.used + w.amount <= w.limit
+  if explain or not fits then
+    local retry_ms = fits and 0 or wait_ms(w, w.amount)
+    if refuses(fits, 'rate_limit_exceeded', 'whose', w.whose, 'what', w.what, 'window_s', int(w.window_s), 'limit', int(w.limit),
+      'used', int(w.used), 'asked', int(w.amount), 'retry_ms', retry_ms and int(retry_ms) or '') then return refusal end
   end
-  return refuse('rate_limit_exceeded', int(retry_ms), int(window_s))
 end
 
 -- in flight: holds that have expired count no more
-local expired = redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', now)
-local in_flight = redis.call('ZCARD', KEYS[6]) - #expired
-if in_flight >= tonumber(plan[3]) then return refuse('too_many_in_flight', int(in_flight), plan[3]) end
+for _, pair in ipairs({{'organization', own, tonumber(plan[4])}, {'key', of_key, limit_of(key[7])}}) do
+  local whose, scope, most = pair[1], pair[2], pair[3]
+  if scope and most then
+    local in_flight = redis.call('ZCOUNT', scope.holds, '(' .. int(now), '+inf')
+    local fits = in_flight < most
+    if (explain or not fits)
+      and refuses(fits, 'too_many_in_flight', 'whose', whose, 'in_flight', int(in_flight), 'limit', int(most)) then return refusal end
+  end
+end
 
 -- the model's queue: a job past its deadline waits no more
-local waiting = redis.call('ZCOUNT', KEYS[9], '(' .. int(now), '+inf')
-if waiting >= tonumber(ARGV[9]) then return refuse('queue_full', int(waiting), ARGV[9]) end
+local waiting = redis.call('ZCOUNT', KEYS[6], '(' .. int(now), '+inf')
+local room = waiting < tonumber(ARGV[10])
+if (explain or not room) and refuses(room, 'queue_full', 'waiting', int(waiting), 'limit', ARGV[10]) then return refusal end
 
--- the budget: the whole worst case fits, or nothing is held
-local new_month = month > spend[1]
--- below zero is credit, which goes along into the new month (apps/spend/carryover.py)
-local spent = tonumber(spend[2])
-if new_month then spent = math.min(spent, 0) end
-local held = tonumber(spend[3])
-for _, id in ipairs(expired) do held = held - tonumber(redis.call('HGET', KEYS[7], id) or 0) end
-local most = tonumber(spend[4] ~= '' and spend[4] or plan[4])
-if spent + held + worst > most then return refuse('insufficient_quota', int(spent), int(held), int(most)) end
+-- the budgets: the whole worst case fits into each of them, or nothing is held
+for _, scope in ipairs(scopes) do
+  scope.expired, scope.freed = redis.call('ZRANGEBYSCORE', scope.holds, '-inf', now), 0
+  if scope.budgets then
+    for from = 1, #scope.expired, 1000 do
+      local ids = {unpack(scope.expired, from, math.min(from + 999, #scope.expired))}
+      for _, amount in ipairs(redis.call('HMGET', scope.amounts, unpack(ids))) do scope.freed = scope.freed + tonumber(amount or 0) end
+    end
+    local held = math.max(scope.held - scope.freed, 0)
+    for _, budget in ipairs(scope.budgets) do
+      local fits = not budget.most or budget.spent + held + worst <= budget.most
+      if (explain or not fits) and refuses(fits, 'insufficient_quota', 'scope', scope.name, 'period', budget.period,
+        'spent_nanousd', int(budget.spent), 'held_nanousd', int(held), 'worst_nanousd', int(worst),
+        'limit_nanousd', budget.most and int(budget.most) or '', 'ends_at_ms', budget.ends_at_ms) then return refusal end
+    end
+  end
+end
+if explain then return report end
 
 -- admitted: from here on it only writes
-for _, id in ipairs(expired) do
-  redis.call('ZREM', KEYS[6], id)
-  redis.call('HDEL', KEYS[7], id)
+for _, scope in ipairs(scopes) do
+  for from = 1, #scope.expired, 1000 do
+    local ids = {unpack(scope.expired, from, math.min(from + 999, #scope.expired))}
+    redis.call('ZREM', scope.holds, unpack(ids))
+    redis.call('HDEL', scope.amounts, unpack(ids))
+  end
+  redis.call('ZADD', scope.holds, ARGV[8], job)
+  redis.call('HSET', scope.amounts, job, ARGV[5])
+  if scope.budgets then redis.call('HSET', scope.spend, 'held_nanousd', int(math.max(scope.held - scope.freed, 0) + worst)) end
 end
-redis.call('ZADD', KEYS[6], ARGV[7], job)
-redis.call('HSET', KEYS[7], job, ARGV[5])
-redis.call('HSET', KEYS[5], 'held_nanousd', int(held + worst))
-if new_month then
-  redis.call('HSET', KEYS[5], 'period', month, 'spent_nanousd', int(spent))
-  redis.call('HINCRBY', KEYS[5], 'version', 1)
-end
-if stored_unit_ms ~= unit_ms then
-  redis.call('DEL', KEYS[8])
-  for index, count in pairs(counts) do redis.call('HSET', KEYS[8], int(index), int(count)) end
-else
-  for _, field in ipairs(stale) do redis.call('HDEL', KEYS[8], field) end
-end
-redis.call('HSET', KEYS[8], 'unit_ms', int(unit_ms))
-redis.call('HINCRBY', KEYS[8], int(current), 1)
-redis.call('PEXPIRE', KEYS[8], int((units + 2) * unit_ms))
-used = used + 1
-if not newest or current > newest then newest = current end
-return {'admitted', int(limit), int(limit - used), int(full_again_ms())}
+for _, w in ipairs(windows) do count(w, w.amount) end
+return admitted()

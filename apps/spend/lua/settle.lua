@@ -1,38 +1,55 @@
--- End the holds of finished jobs of one organization, add what they cost to what it spent, and acknowledge their events.
+-- End the holds of finished jobs, take over what their scopes spent, correct the count of tokens, and acknowledge the jobs' events.
 --
--- KEYS  1 spend (hash)   2 holds (zset)   3 hold amounts (hash)   4 finished (stream)
--- ARGV  1 consumer group   2 'charge' or 'drop'   3 the copy's version before the ledger was written ('' = none; unread by 'drop')
---       4... four for each job: stream entry id ('' = none), job id, cost (nano-USD), month it belongs to (YYYY-MM, UTC)
--- Returns 1 when done. 'charge' returns 0, having written nothing, when the version is another by now: somebody has rebuilt or
---   charged this copy since, so it may hold these costs already. The caller rebuilds it from the ledger, then calls 'drop', which
---   ends holds and acknowledges without adding a cost.
--- Example: EVAL ... aiscale:spend:org_1 aiscale:holds:org_1 aiscale:holdamounts:org_1 aiscale:finished
---          settlement charge 7 1700000000000-0 job_1 4200 2023-11  -> 1
--- Atomic: hold, cost and acknowledgement of all named jobs together or not at all; so an entry that is still pending was never added.
-local charge = ARGV[2] == 'charge'
-local spend = redis.call('HMGET', KEYS[1], 'period', 'spent_nanousd', 'held_nanousd', 'version')
-if charge and (spend[4] or '') ~= ARGV[3] then return 0 end
-local period, spent, held = spend[1], tonumber(spend[2] or 0), tonumber(spend[3] or 0)
+-- KEYS  1 finished (stream)   then, as ARGV[2] says, three for each scope: spend (hash), holds (zset), hold amounts (hash); and the
+--       token windows (hashes)
+-- ARGV  1 consumer group
+--       2 JSON {entries: [stream entry id, ...],
+--               scopes: [{key: index of its first key, jobs: [job id, ...],
+--                         totals: [{period, start_ms, end_ms, spent_nanousd, revision}, ...],
+--                         refunds: {job id: [{key: index of a token window, second: which one, tokens: how many too many}]}}, ...]}
+--         Money and times are texts: they are whole numbers, and stay exact.
+-- Returns the number of holds that were ended.
+-- Example: EVAL ... aiscale:finished aiscale:spend:site aiscale:holds:site aiscale:holdamounts:site  settlement
+--          {"entries": ["1700000000000-0"], "scopes": [{"key": 2, "jobs": ["job_1"], "totals": [{"period": "monthly",
+--          "start_ms": "1698796800000", "end_ms": "1701388800000", "spent_nanousd": "4200", "revision": 7}], "refunds": {}}]}  -> 1
+-- Atomic: a hold ends in the step in which its cost is counted as spent, so at no moment do both or neither count.
+--
+-- What was spent is not added up here: it is a row of Postgres (apps/spend/totals.py), and the newer revision of it wins. So this
+-- script may run again, late or in any order. A copy that is missing stays so: it is rebuilt from those rows.
+local task = cjson.decode(ARGV[2])
+local function int(value) return string.format('%.0f', value) end
+local ended = 0
 
-for i = 4, #ARGV, 4 do
-  local entry, job, cost, month = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
-  if redis.call('ZREM', KEYS[2], job) == 1 then
-    held = math.max(held - tonumber(redis.call('HGET', KEYS[3], job) or 0), 0)
-    redis.call('HDEL', KEYS[3], job)
+for _, scope in ipairs(task.scopes) do
+  local spend, holds, amounts = KEYS[scope.key], KEYS[scope.key + 1], KEYS[scope.key + 2]
+  local freed = 0
+  if #scope.jobs > 0 then
+    for i, amount in ipairs(redis.call('HMGET', amounts, unpack(scope.jobs))) do
+      -- a hold that is there is one that was not ended before: its tokens are corrected once
+      if amount then
+        freed = freed + tonumber(amount)
+        for _, refund in ipairs(scope.refunds[scope.jobs[i]] or {}) do
+          if redis.call('HEXISTS', KEYS[refund.key], refund.second) == 1 then
+            redis.call('HINCRBY', KEYS[refund.key], refund.second, -refund.tokens)
+            redis.call('HINCRBY', KEYS[refund.key], 'used', -refund.tokens)
+          end
+        end
+      end
+    end
+    ended = ended + redis.call('ZREM', holds, unpack(scope.jobs))
+    redis.call('HDEL', amounts, unpack(scope.jobs))
   end
-  if charge and period then
-    -- below zero is credit, which goes along into the new month (apps/spend/carryover.py)
-    if month > period then period, spent = month, math.min(spent, 0) end
-    -- what ended in a month that is over was that month's
-    if month == period then spent = spent + cost end
+  local held = redis.call('HGET', spend, 'held_nanousd')
+  if held then
+    if freed > 0 then redis.call('HSET', spend, 'held_nanousd', int(math.max(tonumber(held) - freed, 0))) end
+    for _, total in ipairs(scope.totals) do
+      local p = total.period
+      local copy = redis.call('HMGET', spend, p .. '_start_ms', p .. '_end_ms', p .. '_revision')
+      if copy[1] == total.start_ms and copy[2] == total.end_ms and tonumber(copy[3]) < total.revision then
+        redis.call('HSET', spend, p .. '_spent_nanousd', total.spent_nanousd, p .. '_revision', int(total.revision))
+      end
+    end
   end
-  if entry ~= '' then redis.call('XACK', KEYS[4], ARGV[1], entry) end
 end
-
--- a copy that is missing stays so: it is rebuilt from the ledger, which has these costs already
-if period then
-  redis.call('HSET', KEYS[1], 'period', period, 'spent_nanousd', string.format('%.0f', spent),
-    'held_nanousd', string.format('%.0f', held))
-end
-if charge then redis.call('HINCRBY', KEYS[1], 'version', 1) end
-return 1
+for _, entry in ipairs(task.entries) do redis.call('XACK', KEYS[1], ARGV[1], entry) end
+return ended

@@ -21,7 +21,7 @@ from apps.inference.stopping import Stopper
 from apps.spend import killswitch, settlement
 from tests.apps.conftest import Cast
 from tests.apps.inference.claims import claim, list_lanes
-from tests.apps.spend.cast import ADA, MODEL, on_thread
+from tests.apps.spend.cast import ADA, MODEL, on_thread, scope_of
 
 SCOPES = ["site", f"model:{MODEL}", "plan:enterprise", "organization:{organization}", "key:{key}", "provider:local"]
 
@@ -58,7 +58,7 @@ def trip(cast: Cast, scope: str, **changes: Any) -> None:
 @pytest.mark.parametrize("scope", SCOPES)
 async def test_a_queued_job_ends_with_the_reason_and_gives_its_hold_back(cast: Cast, client: Redis, scope: str) -> None:
     run = await queue_one(cast)
-    assert client.zcard(keys.holds(cast.organization.public_id)) == 1
+    assert client.zcard(keys.holds(scope_of(cast.organization))) == 1
     stopper = Stopper(client)
     assert stopper.sweep() == 0
     await on_thread(lambda: trip(cast, scope))
@@ -67,9 +67,9 @@ async def test_a_queued_job_ends_with_the_reason_and_gives_its_hold_back(cast: C
     assert isinstance(last, Finished)
     assert (last.finish_reason, last.error_code, last.error_message) == ("killed", "killed", "An incident")
     await on_thread(lambda: settlement.Settler(client).turn(1))
-    assert client.zcard(keys.holds(cast.organization.public_id)) == 0
-    assert client.hget(keys.spend(cast.organization.public_id), "held_nanousd") == b"0"
-    assert client.hget(keys.spend(cast.organization.public_id), "spent_nanousd") == b"0"
+    assert client.zcard(keys.holds(scope_of(cast.organization))) == 0
+    assert client.hget(keys.spend(scope_of(cast.organization)), "held_nanousd") == b"0"
+    assert client.hget(keys.spend(scope_of(cast.organization)), "monthly_spent_nanousd") == b"0"
     # a worker that gets its ticket now finds that nothing is to be done
     assert claim(client) == {} and list_lanes(client) == []
 

@@ -17,7 +17,7 @@ from aiscale.wire.jobs import BillingTag
 from apps.accounts import audit, mirror
 from apps.accounts.callers import Caller
 from apps.accounts.models import Organization, Plan
-from apps.spend import balance, killswitch
+from apps.spend import balance, budgets, killswitch
 from apps.spend.admission import Ask
 
 T = TypeVar("T")
@@ -54,7 +54,8 @@ def make_organization(slug: str = "free", *, name: str = "Ada's", **plan_changes
 def warm(organization: Organization) -> Organization:
     """Have all of the gate's copies there, so that a refusal's dump is not changed by their loading."""
     killswitch.restore()
-    balance.publish(organization.public_id)
+    balance.restore()
+    balance.publish(budgets.organization_scope(organization.public_id))
     return organization
 
 
@@ -75,11 +76,11 @@ async def stage(slug: str = "free", **plan_changes: Any) -> Organization:
     return await on_thread(lambda: warm(make_organization(slug, **plan_changes)))
 
 
-def make_caller(organization: Organization, *, key_digest: str | None = None) -> Caller:
+def make_caller(organization: Organization, *, key_digest: str | None = None, key_id: str = "key_1") -> Caller:
     return Caller(
         organization_id=organization.public_id,
         user_id="usr_1",
-        key_id="key_1" if key_digest else None,
+        key_id=key_id if key_digest else None,
         key_digest=key_digest,
         plan=organization.plan.slug,
     )
@@ -91,6 +92,7 @@ def make_ask(caller: Caller, **changes: Any) -> Ask:
         "model": MODEL,
         "job_id": make_public_id("job"),
         "worst_nanousd": 1000,
+        "worst_tokens": 15,
         "deadline_at_ms": time.time_ns() // 1_000_000 + 60_000,
     } | changes
     return Ask(**values)
@@ -104,6 +106,11 @@ def publish_key(digest: str, payer: str, **changes: Any) -> None:
         "user_id": "usr_1",
         "state": "active",
         "expires_at_ms": "",
+        "requests_per_window": "",
+        "window_s": "",
+        "tokens_per_minute": "",
+        "max_in_flight": "",
+        "models": "*",
     } | changes
     redis_clients.get_sync().hset(keys.api_key(digest), mapping=values)
 
@@ -121,6 +128,7 @@ def make_finished(organization_id: str, job_id: str | None = None, **changes: An
         "prompt_nanousd_per_token": 3,
         "completion_nanousd_per_token": 7,
         "hold_nanousd": 1000,
+        "hold_tokens": 15,
         "admitted_at_ms": now_ms - 1500,
     }
     tag.update({name: changes.pop(name) for name in list(changes) if name in BillingTag.__struct_fields__})
@@ -150,9 +158,22 @@ def send(events: Iterable[Finished | bytes]) -> None:
         redis_clients.get_sync().xadd(keys.FINISHED, {"0": data})
 
 
-def read_spend(organization_id: str) -> dict[str, str]:
-    rows = redis_clients.get_sync().hgetall(keys.spend(organization_id))
+def scope_of(organization: Organization) -> str:
+    return budgets.organization_scope(organization.public_id)
+
+
+def read_spend(scope: str) -> dict[str, str]:
+    rows = redis_clients.get_sync().hgetall(keys.spend(scope))
     return {name.decode(): value.decode() for name, value in rows.items()}
+
+
+def spent(organization: Organization) -> int:
+    """What the gate takes the organization to have spent this month."""
+    return int(read_spend(scope_of(organization))["monthly_spent_nanousd"])
+
+
+def held(organization: Organization) -> int:
+    return int(read_spend(scope_of(organization))["held_nanousd"])
 
 
 def dump(client: Redis) -> dict[bytes, bytes]:

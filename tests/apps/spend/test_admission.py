@@ -9,8 +9,9 @@ from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire import keys
 from apps.accounts import mirror
-from apps.spend import killswitch
-from apps.spend.admission import HOLD_GRACE_MS, Ask, admit, release, run_gate
+from apps.accounts.callers import Caller
+from apps.spend import killswitch, periods, settlement
+from apps.spend.admission import HOLD_GRACE_MS, Admitted, Ask, admit, release, run_gate
 from apps.spend.models import Budget
 from tests.apps.spend.cast import (
     ADA,
@@ -19,11 +20,13 @@ from tests.apps.spend.cast import (
     dump,
     make_ask,
     make_caller,
+    make_finished,
     make_organization,
     make_plan,
     on_thread,
     publish_key,
     read_spend,
+    scope_of,
     stage,
     warm,
 )
@@ -43,6 +46,17 @@ async def refused(ask: Ask) -> AiscaleError:
     return refusal.value
 
 
+async def give_back(caller: Caller, admitted: Admitted) -> None:
+    tag = make_finished(
+        caller.organization_id,
+        plan=admitted.plan,
+        hold_tokens=admitted.worst_tokens,
+        admitted_at_ms=admitted.admitted_at_ms,
+        key_id=caller.key_id,
+    ).billing
+    await release(tag, MODEL, admitted.job_id)
+
+
 @pytest.fixture
 def organization(client):
     return warm(make_organization())
@@ -54,9 +68,9 @@ async def test_an_admitted_request_is_counted_and_held(client: Redis, organizati
     assert admitted.headers["x-ratelimit-limit-requests"] == "1000"
     assert admitted.headers["x-ratelimit-remaining-requests"] == "999"
     assert admitted.headers["x-ratelimit-reset-requests"].startswith("1h")
-    assert read_spend(organization.public_id)["held_nanousd"] == "12345"
-    assert client.zscore(keys.holds(organization.public_id), ask.job_id) == ask.deadline_at_ms + HOLD_GRACE_MS
-    assert client.hget(keys.hold_amounts(organization.public_id), ask.job_id) == b"12345"
+    assert read_spend(scope_of(organization))["held_nanousd"] == "12345"
+    assert client.zscore(keys.holds(scope_of(organization)), ask.job_id) == ask.deadline_at_ms + HOLD_GRACE_MS
+    assert client.hget(keys.hold_amounts(scope_of(organization)), ask.job_id) == b"12345"
 
 
 async def test_the_same_job_asked_twice_is_counted_once(organization):
@@ -64,7 +78,7 @@ async def test_the_same_job_asked_twice_is_counted_once(organization):
     ask = make_ask(make_caller(organization))
     first, second = await admit(ask), await admit(ask)
     assert first.headers["x-ratelimit-remaining-requests"] == second.headers["x-ratelimit-remaining-requests"] == "999"
-    assert read_spend(organization.public_id)["held_nanousd"] == "1000"
+    assert read_spend(scope_of(organization))["held_nanousd"] == "1000"
 
 
 @pytest.mark.parametrize(
@@ -94,10 +108,6 @@ async def test_a_suspended_account_is_refused(client, organization):
     assert (refusal.code, "suspended" in refusal.message) == (Code.ACCOUNT_INACTIVE, True)
 
 
-def scope_of(organization, scope):
-    return scope.format(organization=organization.public_id, model=MODEL)
-
-
 SCOPES = ["site", "model:{model}", "plan:free", "organization:{organization}", "key:key_1", "provider:local"]
 
 
@@ -105,7 +115,7 @@ SCOPES = ["site", "model:{model}", "plan:free", "organization:{organization}", "
 async def test_what_is_killed_is_refused_with_the_reason(client, organization, scope):
     publish_key(DIGEST, organization.public_id)
     ask = make_ask(make_caller(organization, key_digest=DIGEST))
-    client.hset(keys.KILLED, scope_of(organization, scope), "|The bill is too high.")
+    client.hset(keys.KILLED, scope.format(organization=organization.public_id, model=MODEL), "|The bill is too high.")
     refusal = await refused(ask)
     assert refusal.code is Code.KILLED and refusal.retry_after_s is None
     assert "The bill is too high. " in refusal.message
@@ -118,7 +128,7 @@ async def test_a_kill_ends_at_its_time_whoever_sleeps(client, organization, scop
     publish_key(DIGEST, organization.public_id)
     ask = make_ask(make_caller(organization, key_digest=DIGEST))
     until_ms = time.time_ns() // 1_000_000 + 60_000
-    client.hset(keys.KILLED, scope_of(organization, scope), f"{until_ms}|A fire drill")
+    client.hset(keys.KILLED, scope.format(organization=organization.public_id, model=MODEL), f"{until_ms}|A fire drill")
     refusal = await refused(ask)
     assert refusal.code is Code.KILLED and 55 < (refusal.retry_after_s or 0) <= 60
     answer = await run_gate(redis_clients.get_async(), ask, plan="free", now_ms=until_ms - 1)
@@ -159,13 +169,12 @@ async def test_the_rate_is_refused_with_the_time_to_wait(client):
 async def test_too_many_in_flight_are_refused_until_one_ends(client):
     organization = await stage(max_in_flight=2)
     caller = make_caller(organization)
-    running = make_ask(caller)
-    await admit(running)
+    running = await admit(make_ask(caller))
     await admit(make_ask(caller))
     refusal = await refused(make_ask(caller))
     assert (refusal.code, refusal.retry_after_s) == (Code.TOO_MANY_IN_FLIGHT, 1.0)
     assert "You have 2 requests running; the Free plan allows 2" in refusal.message
-    await release(organization.public_id, running.job_id)
+    await give_back(caller, running)
     await admit(make_ask(caller))
 
 
@@ -197,7 +206,7 @@ async def test_m12_the_whole_worst_case_fits_or_is_refused(client):
 
 async def test_a_spent_budget_says_when_it_starts_anew(client):
     organization = await stage(monthly_limit_nanousd=1000)
-    client.hset(keys.spend(organization.public_id), "spent_nanousd", "999")
+    client.hset(keys.spend(scope_of(organization)), "monthly_spent_nanousd", "999")
     refusal = await refused(make_ask(make_caller(organization), worst_nanousd=2))
     assert "$0.000000999 is spent" in refusal.message
     assert "The limit starts anew on 1 " in refusal.message
@@ -245,37 +254,50 @@ async def test_m2_a_hold_expires_by_itself(client):
         "too_many_in_flight",
     ]
     assert (await run_gate(gate, asked_later, plan="free", now_ms=expiry_ms))[0] == "admitted"
-    assert client.hkeys(keys.hold_amounts(organization.public_id)) == [asked_later.job_id.encode()]
-    assert read_spend(organization.public_id)["held_nanousd"] == "1000"
+    assert client.hkeys(keys.hold_amounts(scope_of(organization))) == [asked_later.job_id.encode()]
+    assert read_spend(scope_of(organization))["held_nanousd"] == "1000"
 
 
 async def test_release_gives_the_hold_back_once_and_keeps_the_request_counted(organization):
     caller = make_caller(organization)
-    ask = make_ask(caller)
-    await admit(ask)
+    admitted = await admit(make_ask(caller))
     for _ in range(2):
-        await release(organization.public_id, ask.job_id)
-    assert read_spend(organization.public_id)["held_nanousd"] == "0"
+        await give_back(caller, admitted)
+    assert read_spend(scope_of(organization))["held_nanousd"] == "0"
     assert (await admit(make_ask(caller))).headers["x-ratelimit-remaining-requests"] == "998"
 
 
-async def test_a_new_month_starts_with_nothing_spent(client, organization):
-    client.hset(keys.spend(organization.public_id), mapping={"period": "2020-01", "spent_nanousd": str(USD)})
-    await admit(make_ask(make_caller(organization)))
-    after = read_spend(organization.public_id)
-    assert (after["period"] > "2020-01", after["spent_nanousd"], after["held_nanousd"]) == (True, "0", "1000")
+async def test_a_new_month_starts_with_nothing_spent(client, organization, monkeypatch):
+    await on_thread(lambda: settlement.settle(make_finished(organization.public_id)))
+    now_ms = periods.now_ms()
+    end_ms = periods.span_of("monthly", "UTC", now_ms).end_ms
+    caller = make_caller(organization)
+    await admit(make_ask(caller))
+    monkeypatch.setattr(periods, "now_ms", lambda: end_ms - 1)
+    await admit(make_ask(caller, deadline_at_ms=end_ms + 60_000))
+    assert read_spend(scope_of(organization))["monthly_spent_nanousd"] == "65"
+    monkeypatch.setattr(periods, "now_ms", lambda: end_ms)
+    await admit(make_ask(caller, deadline_at_ms=end_ms + 60_000))
+    after = read_spend(scope_of(organization))
+    assert (after["monthly_start_ms"], after["monthly_spent_nanousd"]) == (str(end_ms), "0")
+    # what still runs is held in the new month too
+    assert after["held_nanousd"] == ("3000" if end_ms < now_ms + 60_000 + HOLD_GRACE_MS else "2000")
 
 
-async def test_a_clock_that_is_behind_does_not_bring_the_last_month_back(client, organization):
-    client.hset(keys.spend(organization.public_id), mapping={"period": "2999-01", "spent_nanousd": str(USD)})
-    assert (await refused(make_ask(make_caller(organization)))).code is Code.BUDGET_EXHAUSTED
+async def test_a_clock_that_is_behind_does_not_bring_the_last_month_back(client, organization, monkeypatch):
+    await on_thread(lambda: settlement.settle(make_finished(organization.public_id)))
+    start_ms = periods.span_of("monthly", "UTC", periods.now_ms()).start_ms
+    monkeypatch.setattr(periods, "now_ms", lambda: start_ms - 1)
+    await admit(make_ask(make_caller(organization), deadline_at_ms=start_ms + 60_000))
+    after = read_spend(scope_of(organization))
+    assert (after["monthly_start_ms"], after["monthly_spent_nanousd"]) == (str(start_ms), "65")
 
 
 async def test_after_flushall_the_copies_come_back(client, organization):
     client.flushall()
     await admit(make_ask(make_caller(organization)))
     assert client.hget(keys.KILLED, keys.KILLED_LOADED) == b"1"
-    assert read_spend(organization.public_id)["held_nanousd"] == "1000"
+    assert read_spend(scope_of(organization))["held_nanousd"] == "1000"
 
 
 async def test_m3_what_was_killed_stays_killed_after_flushall(client, organization):
@@ -312,8 +334,8 @@ async def test_m3_no_redis_refuses(organization, settings, tmp_path):
 
 
 async def test_m3_a_redis_that_fails_refuses(client, organization):
-    client.delete(keys.holds(organization.public_id))
-    client.set(keys.holds(organization.public_id), "not a sorted set")
+    client.delete(keys.holds(scope_of(organization)))
+    client.set(keys.holds(scope_of(organization)), "not a sorted set")
     assert (await refused(make_ask(make_caller(organization)))).code is Code.BACKEND_UNAVAILABLE
 
 

@@ -11,7 +11,7 @@ from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
 from apps.accounts import audit
 from apps.accounts.models import AuditEvent
-from apps.spend import balance, carryover, corrections, ledger, periods, settlement
+from apps.spend import balance, carryover, corrections, holds, ledger, periods, settlement
 from apps.spend.admission import admit
 from apps.spend.models import Correction, LedgerEntry, LedgerTransaction, UsageRecord
 from tests.apps.spend.cast import (
@@ -20,7 +20,8 @@ from tests.apps.spend.cast import (
     make_finished,
     make_organization,
     on_thread,
-    read_spend,
+    scope_of,
+    spent,
     stage,
     warm,
 )
@@ -34,10 +35,6 @@ MONTH = f"{timezone.now():%Y-%m}"
 @pytest.fixture
 def organization(client):
     return warm(make_organization())
-
-
-def spent(organization) -> int:
-    return int(read_spend(organization.public_id)["spent_nanousd"])
 
 
 def credit(organization, amount=1000, *, reference="corr_1", source="prepaid", reason="Paid by bank"):
@@ -241,15 +238,15 @@ def test_more_than_can_be_counted_exactly_is_refused(organization):
     assert LedgerTransaction.objects.count() == 1
 
 
-def test_a_correction_reaches_the_gate_though_redis_was_down(organization, monkeypatch):
+def test_a_correction_reaches_the_gate_though_redis_was_down(organization, client, monkeypatch):
     def nobody(*args, **kwargs):
         raise redis_clients.RedisConnectionError("nobody is there")
 
     with monkeypatch.context() as broken:
-        broken.setattr(balance, "get_script", nobody)
+        broken.setattr(holds, "get_script", nobody)
         credit(organization, 100)
     assert (spent(organization), ledger.sum_charges(organization.public_id, MONTH)) == (0, -100)
-    assert balance.publish_corrected() == 1
+    settlement.Settler(client).turn(1)
     assert spent(organization) == -100
 
 
@@ -314,18 +311,18 @@ def test_credit_goes_through_months_in_which_nothing_ran(organization):
     assert [ledger.sum_charges(name, month) for month in months] == [0, 0, 0, 0, -80]
 
 
-def test_the_copy_keeps_credit_over_the_end_of_the_month(organization, client):
-    """The gate's copy does not wait for the ledger: the first request of the month has the credit already."""
-    name, last = organization.public_id, periods.month_before(MONTH)
-    post(organization, -100, day(last), "c1")
-    client.hset(f"aiscale:spend:{name}", mapping={"period": last, "spent_nanousd": "-100"})
-    charge(organization)
-    assert read_spend(name)["period"] == MONTH
-    assert spent(organization) == -35 == ledger.sum_charges(name, MONTH)
+async def test_the_first_request_of_a_month_has_the_credit_of_the_last(client, monkeypatch):
+    organization = await stage(monthly_limit_nanousd=0)
+    await on_thread(lambda: credit(organization, 100))
+    caller = make_caller(organization)
+    end_ms = periods.span_of("monthly", "UTC", periods.now_ms()).end_ms
+    monkeypatch.setattr(periods, "now_ms", lambda: end_ms)
+    await admit(make_ask(caller, worst_nanousd=100, deadline_at_ms=end_ms + 60_000))
+    assert spent(organization) == -100
 
 
 def test_publishing_carries_first(organization):
     name, last = organization.public_id, periods.month_before(MONTH)
     post(organization, -100, day(last), "c1")
-    balance.publish(name)
+    balance.publish(scope_of(organization))
     assert spent(organization) == -100 == ledger.sum_charges(name, MONTH)

@@ -30,7 +30,7 @@ async def test_it_refuses_within_a_second_and_lets_go_again(scope):
     organization = await stage()
     key = await on_thread(lambda: make_key(organization))
     caller, scope = (
-        make_caller(organization, key_digest=key.digest),
+        make_caller(organization, key_digest=key.digest, key_id=key.public_id),
         scope.format(organization.public_id, key=key.public_id),
     )
     await admit(make_ask(caller))

@@ -10,7 +10,7 @@ from django.urls import reverse
 from apps.accounts.models import AuditEvent, User
 from apps.spend import settlement
 from apps.spend.models import LedgerTransaction, UsageRecord
-from tests.apps.spend.cast import make_finished, make_organization, read_spend, warm
+from tests.apps.spend.cast import make_finished, make_organization, spent, warm
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -51,7 +51,7 @@ def test_a_credit(browser, organization):
     url = reverse("admin:spend_ledgertransaction_credit")
     values = {"organization": "ADA'S", "amount": "0.5", "source": "prepaid", "reason": "Paid by bank"}
     walk(browser, url, values, "may still spend $1.50 in")
-    assert read_spend(organization.public_id)["spent_nanousd"] == "-500000000"
+    assert spent(organization) == -500000000
     assert AuditEvent.objects.get(action="ledger.credit").actor == "root@example.com"
 
 
@@ -60,7 +60,7 @@ def test_an_adjustment(browser, organization):
     assert organization.public_id in browser.get(url).content.decode()
     values = {"organization": organization.public_id, "amount": "0.25", "direction": "more", "reason": "Too little"}
     walk(browser, url, values, "may still spend $0.75 in")
-    assert read_spend(organization.public_id)["spent_nanousd"] == "250000000"
+    assert spent(organization) == 250000000
 
 
 def test_a_refund_from_the_request(browser, organization):
@@ -74,7 +74,7 @@ def test_a_refund_from_the_request(browser, organization):
     walk(browser, url, {"amount": "0.00000002", "reason": "It was useless"}, "$0.000000045 is left")
     page = browser.get(reverse("admin:spend_usagerecord_change", args=[record.pk])).content.decode()
     assert "It was useless" in page and "-$0.00000002" in page
-    assert read_spend(organization.public_id)["spent_nanousd"] == "45"
+    assert spent(organization) == 45
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from aiscale import redis as redis_clients
 from aiscale.wire import keys
 from aiscale.wire.events import Delta
-from apps.spend import balance, killswitch, ledger, periods, settlement, stream, usage
+from apps.spend import balance, holds, killswitch, ledger, periods, settlement, stream, totals, usage
 from apps.spend.admission import admit
 from apps.spend.models import LedgerEntry, LedgerTransaction, UsageRecord
 from tests.apps.spend.cast import (
@@ -19,7 +19,9 @@ from tests.apps.spend.cast import (
     make_organization,
     on_thread,
     read_spend,
+    scope_of,
     send,
+    spent,
     stage,
     warm,
 )
@@ -37,10 +39,6 @@ def settler(client):
     return settlement.Settler(client)
 
 
-def spent(organization) -> int:
-    return int(read_spend(organization.public_id)["spent_nanousd"])
-
-
 def pending(client) -> int:
     return client.xpending(keys.FINISHED, keys.GROUP_SETTLEMENT)["pending"]
 
@@ -51,10 +49,10 @@ async def test_m5_what_is_held_becomes_what_it_cost(client):
     await admit(ask)
     send([make_finished(organization.public_id, ask.job_id)])
     await on_thread(lambda: settlement.Settler(client).turn(0 + 1))
-    after = read_spend(organization.public_id)
-    assert (after["spent_nanousd"], after["held_nanousd"]) == ("65", "0")
+    after = read_spend(scope_of(organization))
+    assert (after["monthly_spent_nanousd"], after["held_nanousd"]) == ("65", "0")
     assert (
-        client.zcard(keys.holds(organization.public_id)) == client.hlen(keys.hold_amounts(organization.public_id)) == 0
+        client.zcard(keys.holds(scope_of(organization))) == client.hlen(keys.hold_amounts(scope_of(organization))) == 0
     )
 
 
@@ -102,12 +100,12 @@ def test_settle_charges_once_outside_the_stream(organization):
     assert (UsageRecord.objects.count(), spent(organization)) == (1, 65)
 
 
-def test_a_batch_of_several_payers_is_three_statements(organization, settler, django_assert_num_queries):
+def test_a_batch_of_several_payers_is_eight_statements(organization, settler, django_assert_num_queries):
     other = warm(make_organization("pro", name="Bob's"))
     send([make_finished(payer.public_id) for payer in (organization, other) for _ in range(50)])
     stream.ensure_groups(settler.client)
     entries = stream.read(settler.client, settler.consumer, ">", count=200)
-    with django_assert_num_queries(5):  # three, and the transaction's begin and commit
+    with django_assert_num_queries(10):  # eight, and the transaction's begin and commit
         settler.settle_entries(entries)
     assert (spent(organization), spent(other)) == (3250, 3250)
     assert UsageRecord.objects.count() == 100
@@ -160,7 +158,7 @@ def test_m8_died_between_the_ledger_and_redis(client, organization, settler, mon
 
     send([make_finished(organization.public_id) for _ in range(4)])
     with monkeypatch.context() as broken:
-        broken.setattr(balance, "charge", die)
+        broken.setattr(holds, "settle", die)
         with pytest.raises(redis_clients.RedisConnectionError):
             settler.turn(1)
     assert (UsageRecord.objects.count(), spent(organization), pending(client)) == (4, 0, 4)
@@ -170,57 +168,82 @@ def test_m8_died_between_the_ledger_and_redis(client, organization, settler, mon
 
 
 def test_m8_redis_answered_and_the_answer_was_lost(client, organization, settler, monkeypatch):
-    """The client runs the script again: what it added once is not added twice."""
-    really_charge = balance.charge
+    """The client runs the script again: what it counted once is not counted twice."""
+    really_settle = holds.settle
 
-    def charge_twice(*args):
-        really_charge(*args)
-        return really_charge(*args)
+    def settle_twice(*args):
+        really_settle(*args)
+        return really_settle(*args)
 
-    monkeypatch.setattr(balance, "charge", charge_twice)
+    monkeypatch.setattr(holds, "settle", settle_twice)
     send([make_finished(organization.public_id) for _ in range(4)])
     settler.turn(1)
     assert (spent(organization), pending(client)) == (260, 0)
 
 
-def test_the_ledger_is_summed_up_between_commit_and_redis(client, organization, settler, monkeypatch):
-    """A rebuild that has the cost already comes before the cost is added."""
-    really_charge = balance.charge
+def test_the_copy_is_rebuilt_between_commit_and_redis(client, organization, settler, monkeypatch):
+    """A rebuild that has the cost already comes before settlement tells Redis."""
+    really_settle = holds.settle
 
     def rebuild_first(*args):
-        balance.publish(organization.public_id)
-        return really_charge(*args)
+        balance.publish(scope_of(organization))
+        return really_settle(*args)
 
-    monkeypatch.setattr(balance, "charge", rebuild_first)
+    monkeypatch.setattr(holds, "settle", rebuild_first)
     send([make_finished(organization.public_id)])
     settler.turn(1)
     assert (spent(organization), pending(client)) == (65, 0)
 
 
-def test_a_cost_is_added_between_the_sum_and_its_writing(client, organization, settler, monkeypatch):
-    """A rebuild that lacks the cost does not wipe it out."""
-    really_sum = ledger.sum_charges
-    settled = []
+def test_a_cost_arrives_between_the_reading_and_the_writing_of_a_copy(client, organization, settler, monkeypatch):
+    """A rebuild that lacks the cost does not wipe it out, whether the copy is there meanwhile or not."""
+    really_open = totals.open_totals
+    for missing in (False, True):
+        settled = []
 
-    def sum_and_settle(*args):
-        total = really_sum(*args)
-        if not settled:
-            settled.append(settler.turn(1))
-        return total
+        def open_and_settle(*args, settled=settled, missing=missing):
+            found = really_open(*args)
+            if not settled:
+                if missing:
+                    client.delete(keys.spend(scope_of(organization)))
+                settled.append(settler.turn(1))
+            return found
 
-    monkeypatch.setattr(ledger, "sum_charges", sum_and_settle)
+        monkeypatch.setattr(totals, "open_totals", open_and_settle)
+        send([make_finished(organization.public_id)])
+        balance.publish(scope_of(organization))
+        assert settled == [1]
+        assert (spent(organization), pending(client)) == (130 if missing else 65, 0)
+
+
+def test_an_older_total_that_arrives_late_does_not_undo_a_newer_one(client, organization, settler, monkeypatch):
+    """Two settlements: the one that read first writes last."""
+    really_settle, late = holds.settle, []
+    monkeypatch.setattr(holds, "settle", lambda *args: late.append(args))
     send([make_finished(organization.public_id)])
-    balance.publish(organization.public_id)
-    assert settled == [1]
-    assert (spent(organization), pending(client)) == (65, 0)
+    settler.turn(1)
+    monkeypatch.setattr(holds, "settle", really_settle)
+    settlement.settle(make_finished(organization.public_id))
+    assert spent(organization) == 130
+    really_settle(*late[0])
+    assert (spent(organization), pending(client)) == (130, 0)
 
 
 def test_a_copy_that_is_missing_is_left_missing_and_rebuilt_whole(client, organization, settler):
-    client.delete(keys.spend(organization.public_id))
+    client.delete(keys.spend(scope_of(organization)))
     send([make_finished(organization.public_id)])
     settler.turn(1)
-    assert "period" not in read_spend(organization.public_id)
-    balance.publish(organization.public_id, only_if_missing=True)
+    assert read_spend(scope_of(organization)) == {}
+    balance.publish(scope_of(organization))
+    assert spent(organization) == 65
+
+
+def test_a_redis_that_forgot_its_last_second_is_told_again(client, organization, settler):
+    before = client.dump(keys.spend(scope_of(organization)))
+    settlement.settle(make_finished(organization.public_id))
+    client.restore(keys.spend(scope_of(organization)), 0, before, replace=True)
+    assert spent(organization) == 0
+    settler.turn(1)
     assert spent(organization) == 65
 
 
@@ -232,7 +255,7 @@ def test_after_flushall_it_goes_on(client, organization, settler):
     settler.turn(1)
     send([make_finished(organization.public_id)])
     settler.turn(1)
-    balance.publish(organization.public_id, only_if_missing=True)
+    balance.publish(scope_of(organization))
     assert (UsageRecord.objects.count(), spent(organization)) == (2, 130)
 
 
@@ -242,7 +265,7 @@ def test_what_ended_last_month_is_not_charged_to_this_one(client, organization, 
     send([make_finished(organization.public_id, finished_at_ms=last_month_ms, admitted_at_ms=last_month_ms - 1000)])
     settler.turn(1)
     assert (UsageRecord.objects.count(), spent(organization)) == (1, 0)
-    balance.publish(organization.public_id)
+    balance.publish(scope_of(organization))
     assert spent(organization) == 0
     assert ledger.sum_charges(organization.public_id, periods.month_of(last_month_ms)) == 65
 
@@ -319,11 +342,11 @@ def test_the_month_is_summed_up_with_and_without_redis(client, organization, set
     settler.turn(1)
     killswitch.restore()
     now_ms = periods.now_ms()
-    client.zadd(keys.holds(organization.public_id), {"living": now_ms + 60_000, "expired": now_ms - 1})
-    client.hset(keys.hold_amounts(organization.public_id), mapping={"living": 40, "expired": 60})
+    client.zadd(keys.holds(scope_of(organization)), {"living": now_ms + 60_000, "expired": now_ms - 1})
+    client.hset(keys.hold_amounts(scope_of(organization)), mapping={"living": 40, "expired": 60})
     summary = usage.month_summary(organization.public_id)
     assert (summary.spent_nanousd, summary.held_nanousd, summary.limit_nanousd) == (65, 40, 1_000_000_000)
-    client.delete(keys.spend(organization.public_id))
+    client.delete(keys.spend(scope_of(organization)))
     assert usage.month_summary(organization.public_id).spent_nanousd == 65
 
     def nobody():
