@@ -7,8 +7,9 @@ from django.core.exceptions import PermissionDenied
 from django.db import Error as DatabaseError
 from django.http import Http404
 from rest_framework import exceptions
+from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import set_rollback
+from rest_framework.views import APIView, set_rollback
 
 from aiscale.db import make_public_id
 from aiscale.errors import AiscaleError, Code
@@ -44,6 +45,16 @@ def answer(error: Exception, context: dict[str, Any]) -> Response:
     request_id = make_public_id("req")
     log.error("a request failed", exc_info=error, extra={"request_id": request_id})
     return Response(internal_error(request_id), 500, headers={"x-request-id": request_id})
+
+
+class NoSuchPath(APIView):
+    """Answer every path below ``/api/`` that nobody else answers, so that programs get an error object and no page."""
+
+    authentication_classes = ()
+    permission_classes = ()
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        raise AiscaleError(Code.NOT_FOUND, f"Unknown request URL: {request.method} {request.path[:200]}.")
 
 
 def _answer_framework(error: exceptions.APIException) -> Response:

@@ -2,9 +2,11 @@
 
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from django.db import models
+from django.db import connection, models, transaction
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 NANOUSD_PER_USD = 1_000_000_000
@@ -22,6 +24,18 @@ def format_usd(nanousd: int) -> str:
     whole, part = divmod(value, NANOUSD_PER_USD)
     decimals = f"{part:09d}".rstrip("0").ljust(2, "0")
     return f"{sign}${whole:,}.{decimals}"
+
+
+@contextmanager
+def snapshot() -> Iterator[None]:
+    """See the database as it was at one moment through several statements, so that their sums agree. Read only.
+
+    I/O: two SQL statements. Raises: django.db.Error within a transaction that has read already.
+    """
+    with transaction.atomic(durable=True):
+        with connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        yield
 
 
 class NanoUsdField(models.BigIntegerField):  # type: ignore[type-arg]  # generic in the stubs alone

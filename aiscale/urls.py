@@ -3,10 +3,10 @@
 from allauth.account.decorators import secure_admin_login
 from django.contrib import admin
 from django.templatetags.static import static
-from django.urls import include, path
+from django.urls import include, path, re_path
 from django.views.generic import RedirectView
 
-from aiscale import health
+from aiscale import api_errors, health
 
 # one login for everybody, with its limits on guessing
 admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign]
@@ -18,5 +18,8 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("accounts/", include("allauth.urls")),
     path("account/", include("apps.accounts.urls")),
+    path("account/", include("apps.spend.urls")),
+    path("api/v1/", include("apps.spend.api_urls")),
+    re_path(r"^api/", api_errors.NoSuchPath.as_view()),
     path("", include("apps.chat.urls")),
 ]

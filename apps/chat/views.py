@@ -106,7 +106,8 @@ def _chat_context(request: HttpRequest, conversation: Conversation | None) -> di
         chosen = models[0].slug if models else ""
     rows, earlier = _read_messages(request, conversation)
     summary = usage.month_summary(organization.public_id)
-    limit, spent = summary.limit_nanousd, summary.spent_nanousd
+    # below zero is credit, on top of the limit: the page of usage tells it
+    limit, spent = summary.limit_nanousd, max(summary.spent_nanousd, 0)
     return {
         "conversation": conversation,
         "rows": rows,

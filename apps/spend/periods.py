@@ -35,6 +35,11 @@ def bounds(month: str, zone: str = "UTC") -> tuple[datetime, datetime]:
     return to_datetime(span.start_ms), to_datetime(span.end_ms)
 
 
+def days_bounds(first: date, last: date, zone: str = "UTC") -> tuple[datetime, datetime]:
+    """Return the first moment of a day in a time zone, and the first one after another day."""
+    return to_datetime(_midnight_ms(first, zone)), to_datetime(_midnight_ms(last + timedelta(days=1), zone))
+
+
 def month_before(month: str) -> str:
     year, number = int(month[:4]), int(month[5:])
     return f"{year - 1:04d}-12" if number == 1 else f"{year:04d}-{number - 1:02d}"
