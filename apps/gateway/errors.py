@@ -43,8 +43,11 @@ STATUSES: dict[Code, tuple[int, str]] = {
     Code.CANCELLED: (499, _INVALID),
 }
 
-NOT_WORTH_RETRYING = frozenset({Code.BUDGET_EXHAUSTED, Code.KILLED, Code.DEADLINE_EXCEEDED})
-"""The official clients send 429 and 5xx again by themselves, unless a header says that it is of no use."""
+NOT_WORTH_RETRYING = frozenset({Code.RATE_LIMITED, Code.BUDGET_EXHAUSTED, Code.KILLED, Code.DEADLINE_EXCEEDED})
+"""The official clients send 429 and 5xx again by themselves, unless a header says that it is of no use: these, when waiting helps late or
+never."""
+CLIENTS_WAIT_S = 60
+"""The official clients wait so long at the most; what is to come later they try again at once."""
 
 
 def error_object(error: AiscaleError) -> dict[str, Any]:
@@ -56,7 +59,8 @@ def error_headers(error: AiscaleError) -> dict[str, str]:
     headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(math.ceil(error.retry_after_s), 1))
-    if error.code in NOT_WORTH_RETRYING and error.retry_after_s is None:
+    soon = error.retry_after_s is not None and error.retry_after_s <= CLIENTS_WAIT_S
+    if error.code in NOT_WORTH_RETRYING and not soon:
         headers["x-should-retry"] = "false"
     if STATUSES[error.code][0] == 401:
         headers["www-authenticate"] = "Bearer"

@@ -32,8 +32,8 @@ GATE_TIMEOUT_S = 3.0
 EXHAUSTED_MAX = 10_000
 
 _background: set[asyncio.Task[None]] = set()
-_exhausted: set[tuple[str, str, int]] = set()
-"""Budgets, with their period and its end, of which this process knows that their refusals are written down."""
+_exhausted: set[tuple[str, str, int, int]] = set()
+"""Budgets, with their period, its end and their limit, of which this process knows that their refusals are written down."""
 _loads: dict[tuple[int, str], asyncio.Task[None]] = {}
 """Refills that are going on, by event loop and what: a thousand requests that miss the same copy wait for one."""
 
@@ -237,7 +237,7 @@ def _note_exhausted(refusal: refusals.Refusal) -> None:
     if refusal.code is not Code.BUDGET_EXHAUSTED:
         return
     budget = refusals.read_exhausted(refusal)
-    name = (budget.scope, budget.period, budget.ends_at_ms)
+    name = _name(budget)
     if name in _exhausted or not thresholds.is_exhausted(budget):
         return
     if len(_exhausted) >= EXHAUSTED_MAX:
@@ -248,9 +248,13 @@ def _note_exhausted(refusal: refusals.Refusal) -> None:
     task.add_done_callback(_background.discard)
 
 
+def _name(budget: refusals.Exhausted) -> tuple[str, str, int, int]:
+    return budget.scope, budget.period, budget.ends_at_ms, budget.limit_nanousd
+
+
 def _write_exhausted(budget: refusals.Exhausted) -> None:
     try:
         thresholds.note_refusal(budget)
     except (DatabaseError, *redis_clients.UNAVAILABLE):
         log.exception("could not write down that a budget is used up; the next refusal tries again")
-        _exhausted.discard((budget.scope, budget.period, budget.ends_at_ms))
+        _exhausted.discard(_name(budget))

@@ -43,6 +43,7 @@ def publish(scope: str) -> None:
         parts = budgets.list_parts(scope)
         if not parts:
             client.delete(keys.spend(scope))
+            thresholds.note_current(scope, [])
             return
         now_ms = periods.now_ms()
         spans = {part.period: periods.span_of(part.period, part.zone, now_ms) for part in parts}

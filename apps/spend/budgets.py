@@ -11,8 +11,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
 from django.conf import settings
-from django.db.models import Count, Max, Sum
-from django.db.models.functions import Extract
+from django.db.models import BigIntegerField, Count, F, Func, Max, Sum
 
 from aiscale.db import NANOUSD_PER_USD, format_usd
 from aiscale.errors import AiscaleError, Code
@@ -99,7 +98,12 @@ def plans_definition() -> str:
 
 def read_signature() -> str:
     """Return a short text that changes with every change of any budget. I/O: one SQL statement."""
-    state = Budget.objects.aggregate(count=Count("pk"), newest=Max("pk"), changes=Sum(Extract("updated_at", "epoch")))
+    changed_us = Func(
+        F("updated_at"),
+        template="(extract(epoch FROM %(expressions)s) * 1000000)::bigint",
+        output_field=BigIntegerField(),
+    )
+    state = Budget.objects.aggregate(count=Count("pk"), newest=Max("pk"), changes=Sum(changed_us))
     return f"{state['count']}:{state['newest']}:{state['changes']}:{zone_of('')}"
 
 
@@ -196,9 +200,10 @@ def _make_parts(scope: str, rows: Iterable[Budget]) -> list[Part]:
 
 
 def _read_number(text: str, sign: str) -> Decimal:
-    bare = text.strip().strip(sign).replace(",", "").strip()
+    bare = text.strip().removeprefix("$") if sign == "$" else text.strip().removesuffix("%")
+    bare = bare.replace(",", "").strip()
     try:
-        if not re.fullmatch(r"\d{1,12}(\.\d{1,9})?", bare):
+        if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", bare):
             raise InvalidOperation
         return Decimal(bare)
     except InvalidOperation:

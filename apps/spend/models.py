@@ -66,8 +66,12 @@ class UsageRecord(models.Model):
         ]
         indexes = [
             models.Index(fields=["organization_id", "-occurred_at"], name="usage_by_organization"),
-            models.Index(fields=["-occurred_at"], name="usage_by_time"),
-            models.Index(fields=["model", "-occurred_at"], name="usage_by_model"),
+            # sums of budgets, from the index alone
+            models.Index(fields=["occurred_at"], include=["cost_nanousd"], name="usage_cost_by_time"),
+            models.Index(fields=["model", "occurred_at"], include=["cost_nanousd"], name="usage_cost_by_model"),
+            models.Index(fields=["plan", "occurred_at"], include=["cost_nanousd"], name="usage_cost_by_plan"),
+            models.Index(fields=["user_id", "occurred_at"], include=["cost_nanousd"], name="usage_cost_by_user"),
+            models.Index(fields=["key_id", "occurred_at"], include=["cost_nanousd"], name="usage_cost_by_key"),
         ]
 
     def __str__(self) -> str:
@@ -314,12 +318,13 @@ class SpendAlert(models.Model):
     """Say that a budget's threshold was passed. Written once for each scope, period, start and threshold, in the transaction of the
     charge that passed it; delivered by apps.spend.alerts."""
 
-    budget = models.ForeignKey(Budget, on_delete=models.SET_NULL, null=True, related_name="alerts")
+    budget_id = models.CharField(max_length=40)
+    """The budget's public id, in plain text: an alert outlives its budget, and a charge never waits for one that is being deleted."""
     scope = models.CharField(max_length=170)
     period = models.CharField(max_length=16, choices=Budget.Period.choices)
     period_start = models.DateTimeField()
     threshold = models.CharField(max_length=40)
-    """As the budget has it, or ``limit``."""
+    """As the budget has it, or ``limit $100.00``, which is reached or refuses."""
     spent_nanousd = NanoUsdField()
     limit_nanousd = NanoUsdField(null=True)
     created_at = models.DateTimeField(db_default=Now())

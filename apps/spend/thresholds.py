@@ -1,17 +1,18 @@
 """Notice that a budget's threshold is passed, once a period: in the transaction of the charge that passed it.
 
-``limit`` is a threshold of every budget with a limit: its row is written when the limit is reached, or when a request was refused that
-would not have fitted even if nothing else had been running. For the site's budget that trips the kill switch, once a period; it is
-released when the next period begins, when the budget is changed so that there is room again, or by hand (decision 0007).
+The limit is a threshold of every budget that has one (``limit $100.00``): its row is written when the limit is reached, or when a request
+was refused that would not have fitted even if nothing else had been running. For the site's budget that trips the kill switch, once a
+period; it is released when the next period begins, when the budget is changed so that there is room again, or by hand (decision 0008).
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from django.db import transaction
 from django.db.models import Q
 
+from aiscale.db import format_usd
 from apps.accounts import audit
 from apps.spend import budgets, killswitch, periods
 from apps.spend.models import Budget, KillSwitch, SpendAlert
@@ -21,7 +22,8 @@ from apps.spend.totals import Moved, Total
 
 log = logging.getLogger(__name__)
 
-LIMIT = "limit"
+
+_ACTOR_PREFIX = "budget "
 
 
 class Passing(NamedTuple):
@@ -50,18 +52,24 @@ def note(moved: Iterable[Moved]) -> list[SpendAlert]:
 
 
 def note_current(scope: str, spent: Iterable[Total]) -> list[SpendAlert]:
-    """Write an alert for each threshold that was passed already, when a budget is new or was changed. I/O: as `note`."""
+    """Write an alert for each threshold that was passed already, when a budget is new or was changed; let the site go on that one had
+    stopped which has room again, or is gone. I/O: as `note`."""
     by_period = {total.period: total for total in spent}
     now_ms = periods.now_ms()
     alerts = []
-    for budget in Budget.objects.filter(scope=scope):
-        if budget.period in by_period:
-            total = by_period[budget.period]
-            with transaction.atomic():
-                if scope == budgets.SITE:
-                    _release_if_room(budget, total, budgets.limit_of(budget, now_ms))
-                alerts += _note(budget, total, now_ms, above=-1)
+    with transaction.atomic():
+        rows = {budget.period: budget for budget in Budget.objects.filter(scope=scope)}
+        if scope == budgets.SITE:
+            _release_if_room(rows, by_period, now_ms)
+        for period, budget in rows.items():
+            if period in by_period:
+                alerts += _note(budget, by_period[period], now_ms, above=-1)
     return alerts
+
+
+def limit_text(limit_nanousd: int) -> str:
+    """Name the limit as a threshold. With its amount: a limit that was raised is reached anew."""
+    return f"limit {format_usd(limit_nanousd)}"
 
 
 def is_exhausted(refused: Exhausted) -> bool:
@@ -87,7 +95,7 @@ def note_refusal(refused: Exhausted) -> SpendAlert | None:
         return None
     span = periods.span_of(budget.period, budgets.zone_of(budget.time_zone), refused.ends_at_ms - 1)
     with transaction.atomic():
-        return _write(budget, LIMIT, span, refused.spent_nanousd, limit)
+        return _write(budget, limit_text(limit), span, refused.spent_nanousd, limit)
 
 
 def list_passings(budget: Budget, limit_nanousd: int | None) -> list[Passing]:
@@ -98,7 +106,7 @@ def list_passings(budget: Budget, limit_nanousd: int | None) -> list[Passing]:
         if amount is not None:
             passings.append(Passing(text, amount))
     if limit_nanousd is not None:
-        passings.append(Passing(LIMIT, limit_nanousd))
+        passings.append(Passing(limit_text(limit_nanousd), limit_nanousd))
     return passings
 
 
@@ -120,12 +128,12 @@ def _write(budget: Budget, text: str, span: Span, spent_nanousd: int, limit_nano
         period=budget.period,
         period_start=periods.to_datetime(span.start_ms),
         threshold=text,
-        defaults={"budget": budget, "spent_nanousd": spent_nanousd, "limit_nanousd": limit_nanousd},
+        defaults={"budget_id": budget.public_id, "spent_nanousd": spent_nanousd, "limit_nanousd": limit_nanousd},
     )
     if not created:
         return None
     log.warning("a threshold is passed: %s", alert, extra={"event": "budget.threshold"})
-    if text == LIMIT and budget.scope == budgets.SITE:
+    if budget.scope == budgets.SITE and limit_nanousd is not None and text == limit_text(limit_nanousd):
         _trip(budget, span.end_ms)
     return alert
 
@@ -141,14 +149,17 @@ def _trip(budget: Budget, end_ms: int) -> None:
     )
 
 
-def _release_if_room(budget: Budget, total: Total, limit_nanousd: int | None) -> None:
-    """Let the site go on that this budget stopped, now that it was changed."""
-    if limit_nanousd is not None and total.spent_nanousd >= limit_nanousd:
+def _release_if_room(rows: Mapping[str, Budget], spent: Mapping[str, Total], now_ms: int) -> None:
+    switch = KillSwitch.objects.filter(scope=budgets.SITE, released_at__isnull=True).first()
+    if switch is None or not switch.tripped_by.startswith(_ACTOR_PREFIX):
         return
-    stopped = KillSwitch.objects.filter(scope=budgets.SITE, released_at__isnull=True, tripped_by=_actor(budget).name)
-    if stopped.exists():
-        killswitch.release(budgets.SITE, by=_actor(budget), reason="The budget was changed, and has room")
+    for period, budget in rows.items():
+        limit = budgets.limit_of(budget, now_ms)
+        total = spent.get(period)
+        if switch.tripped_by == _actor(budget).name and limit is not None and total and total.spent_nanousd >= limit:
+            return
+    killswitch.release(budgets.SITE, by=audit.by_system("budgets"), reason="The budget has room again, or is gone")
 
 
 def _actor(budget: Budget) -> audit.Actor:
-    return audit.by_budget(budget.public_id, f"budget {budget.public_id} ({budget.period})")
+    return audit.by_budget(budget.public_id, f"{_ACTOR_PREFIX}{budget.public_id} ({budget.period})")

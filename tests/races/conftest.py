@@ -6,6 +6,7 @@ import pytest
 from redis import Redis
 
 from aiscale import redis as redis_clients
+from apps.spend import admission
 
 
 @pytest.fixture(autouse=True)
@@ -13,4 +14,5 @@ def client(redis_url: str) -> Iterator[Redis]:
     """Empty the test server's Redis and return the process's own client."""
     client = redis_clients.get_sync()
     client.flushall()
+    admission._exhausted.clear()
     yield client

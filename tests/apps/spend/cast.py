@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import pytest
 from django.db import connection
 from redis import Redis
 
 from aiscale import redis as redis_clients
 from aiscale.db import make_public_id
+from aiscale.errors import AiscaleError
 from aiscale.wire import keys
 from aiscale.wire.codec import encode_event
 from aiscale.wire.events import Finished
@@ -17,8 +19,9 @@ from aiscale.wire.jobs import BillingTag
 from apps.accounts import audit, mirror
 from apps.accounts.callers import Caller
 from apps.accounts.models import Organization, Plan
-from apps.spend import balance, budgets, killswitch
-from apps.spend.admission import Ask
+from apps.spend import balance, budgets, killswitch, settlement
+from apps.spend.admission import Ask, admit
+from apps.spend.models import Budget
 
 T = TypeVar("T")
 USD = 1_000_000_000
@@ -182,3 +185,32 @@ def dump(client: Redis) -> dict[bytes, bytes]:
     for key in sorted(client.scan_iter(match=f"{keys.PREFIX}*", count=1000)):
         kept[key] = (client.dump(key) or b"") + (b" lives" if client.pttl(key) > 0 else b" stays")
     return kept
+
+
+async def set_budget(scope: str, limit: int | None = None, **changes: Any) -> Budget:
+    """Make or change a budget: monthly unless ``period`` says otherwise."""
+
+    def save() -> Budget:
+        period = changes.pop("period", "monthly")
+        budget, _ = Budget.objects.update_or_create(
+            scope=scope, period=period, defaults={"limit_nanousd": limit, **changes}
+        )
+        return budget
+
+    return await on_thread(save)
+
+
+async def refused(ask: Ask) -> AiscaleError:
+    """Ask, and expect a refusal that leaves every key as it was."""
+    before = dump(redis_clients.get_sync())
+    with pytest.raises(AiscaleError) as refusal:
+        await admit(ask)
+    assert dump(redis_clients.get_sync()) == before, "a refusal changed something"
+    return refusal.value
+
+
+async def finish(caller: Caller, job_id: str | None = None, **changes: Any) -> None:
+    """Settle a job of the caller's, which cost 65."""
+    values: dict[str, Any] = {"key_id": caller.key_id, "hold_nanousd": 65, **changes}
+    event = make_finished(caller.organization_id, job_id, **values)
+    await on_thread(lambda: settlement.settle(event))

@@ -11,13 +11,12 @@ from aiscale.wire import keys
 from apps.accounts import mirror
 from apps.accounts.callers import Caller
 from apps.spend import killswitch, periods, settlement
-from apps.spend.admission import HOLD_GRACE_MS, Admitted, Ask, admit, release, run_gate
+from apps.spend.admission import HOLD_GRACE_MS, Admitted, admit, release, run_gate
 from apps.spend.models import Budget
 from tests.apps.spend.cast import (
     ADA,
     MODEL,
     USD,
-    dump,
     make_ask,
     make_caller,
     make_finished,
@@ -26,6 +25,7 @@ from tests.apps.spend.cast import (
     on_thread,
     publish_key,
     read_spend,
+    refused,
     scope_of,
     stage,
     warm,
@@ -34,16 +34,6 @@ from tests.apps.spend.cast import (
 pytestmark = pytest.mark.django_db(transaction=True)
 
 DIGEST = "ab" * 32
-
-
-async def refused(ask: Ask) -> AiscaleError:
-    """Ask, and expect a refusal that leaves every key as it was."""
-    client = redis_clients.get_sync()
-    before = dump(client)
-    with pytest.raises(AiscaleError) as refusal:
-        await admit(ask)
-    assert dump(client) == before, "a refusal changed something"
-    return refusal.value
 
 
 async def give_back(caller: Caller, admitted: Admitted) -> None:
