@@ -14,6 +14,8 @@ from redis.exceptions import RedisError
 from aiscale.wire import codec, keys, scopes
 from workers import intake
 from workers.config import WORKER_ID, get_redis
+from workers.orphans import Orphans
+from workers.publish import JobInHand
 from workers.serving import Serving
 
 log = logging.getLogger(__name__)
@@ -31,10 +33,11 @@ def start_control(serving: Serving) -> None:
 def _beat(serving: Serving) -> None:
     from workers.bootsteps import exit_process
 
+    orphans = Orphans()
     while True:
         started = time.monotonic()
         try:
-            beat_once(serving)
+            beat_once(serving, orphans)
         except (RedisError, OSError) as error:
             log.warning("the heartbeat waits for Redis: %s", error)
         if not serving.closing and (dead := serving.find_dead()) is not None:
@@ -44,17 +47,23 @@ def _beat(serving: Serving) -> None:
         time.sleep(max(keys.HEARTBEAT_MS / 1000 - (time.monotonic() - started), 0.05))
 
 
-def beat_once(serving: Serving) -> None:
+def beat_once(serving: Serving, orphans: Orphans) -> None:
     """Push leases ahead, write presence, and obey what the jobs' records say. I/O: two Redis trips. Raises: RedisError, OSError."""
     client = get_redis()
     jobs = [in_hand for in_hand in list(serving.jobs.values()) if not in_hand.ended]
+    readers = orphans.list_readers(jobs)
     pipeline: Any = client.pipeline(transaction=False)
     for in_hand in jobs:
         pipeline.hmget(keys.job_record(in_hand.job.job_id), "worker", "cancelled", "state")
+    for reader in readers:
+        pipeline.exists(keys.reader_presence(reader))
     records = pipeline.execute()
+    gone = orphans.find_gone(readers, [bool(there) for there in records[len(jobs) :]])
     pipeline = client.pipeline(transaction=False)
-    lease_end_ms = time.time_ns() // 1_000_000 + keys.LEASE_MS
-    for in_hand, (worker, cancelled, state) in zip(jobs, records, strict=True):
+    now_ms = time.time_ns() // 1_000_000
+    lease_end_ms = now_ms + keys.LEASE_MS
+    renewed: list[JobInHand] = []
+    for in_hand, (worker, cancelled, state) in zip(jobs, records, strict=False):
         if state != b"running" or worker is None or worker.decode() != WORKER_ID:
             if not in_hand.ended:
                 log.warning("a job was taken from this worker", extra={"job_id": in_hand.job.job_id})
@@ -62,11 +71,19 @@ def beat_once(serving: Serving) -> None:
                 serving.abort(in_hand.job.job_id, "cancelled")
             continue
         pipeline.zadd(keys.LEASES, {in_hand.job.job_id: lease_end_ms}, xx=True)
+        renewed.append(in_hand)
         if cancelled is not None:
+            serving.abort(in_hand.job.job_id, "cancelled")
+        elif in_hand.job.reply_to in gone and not in_hand.keep_log:
+            log.warning("the process that waits for a job is gone", extra={"job_id": in_hand.job.job_id})
             serving.abort(in_hand.job.job_id, "cancelled")
     if not serving.closing:
         pipeline.set(keys.worker_presence(WORKER_ID), _describe(serving), ex=keys.WORKER_PRESENCE_TTL_S)
+        for model in serving.versions:
+            pipeline.set(keys.model_served(model), now_ms, ex=keys.MODEL_SERVED_TTL_S)
     pipeline.execute()
+    for in_hand in renewed:
+        in_hand.lease_end_ms = lease_end_ms
 
 
 def _listen(serving: Serving) -> None:

@@ -47,6 +47,8 @@ class JobInHand:
     stop_sequence: str | None = None
     first_token_at_ms: int = 0
     claimed_at_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    lease_end_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000 + keys.LEASE_MS)
+    """Until when nobody else takes the job, by this worker's clock: the heartbeat pushes it ahead."""
     published: threading.Event = field(default_factory=threading.Event)
     """Set once the end is in Redis, or nothing more will be said."""
 
@@ -186,6 +188,7 @@ class Publisher:
         pause_s = 0.05
         while batch:
             try:
+                batch = self._keep_own(batch)
                 self._write(batch)
                 break
             except (RedisError, OSError) as error:
@@ -195,6 +198,22 @@ class Publisher:
         for in_hand, event in batch:
             if isinstance(event, Finished):
                 in_hand.published.set()
+
+    def _keep_own(self, batch: list[tuple[JobInHand, Event]]) -> list[tuple[JobInHand, Event]]:
+        """Drop what is told of jobs whose lease has passed, unless they are this worker's still: it may have been asleep, and another
+        worker may be telling the same. I/O: none, as long as the heart beats. Raises: RedisError, OSError."""
+        now_ms = time.time_ns() // 1_000_000
+        late = list({id(in_hand): in_hand for in_hand, _ in batch if in_hand.lease_end_ms <= now_ms}.values())
+        if not late:
+            return batch
+        pipeline: Any = get_redis().pipeline(transaction=False)
+        for in_hand in late:
+            pipeline.hmget(keys.job_record(in_hand.job.job_id), "worker", "state", "attempt")
+        for in_hand, (worker, state, attempt) in zip(late, pipeline.execute(), strict=True):
+            ours = (WORKER_ID.encode(), b"running", str(in_hand.attempt).encode())
+            if (worker, state, attempt) != ours:
+                self.drop(in_hand)
+        return [item for item in batch if not item[0].lost]
 
     def _write(self, batch: list[tuple[JobInHand, Event]]) -> None:
         pipeline: Any = get_redis().pipeline(transaction=True)

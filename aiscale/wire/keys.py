@@ -53,6 +53,15 @@ def replies(process_id: str) -> str:
     return f"{PREFIX}replies:{process_id}"
 
 
+def reader_presence(process_id: str) -> str:
+    """String: 1. Written by a web process while it reads its replies, each `READER_BEAT_S`; lives `READER_PRESENCE_TTL_S`. Workers cancel
+    what they do for a process that is gone, unless the job keeps a log (S2)."""
+    return f"{PREFIX}reader:{process_id}"
+
+
+READER_BEAT_S = 2.0
+READER_PRESENCE_TTL_S = 12
+
 REPLIES_MAXLEN = 50_000
 REPLIES_TTL_S = 120
 
@@ -76,6 +85,14 @@ def worker_presence(worker_id: str) -> str:
 
 WORKER_PRESENCE_TTL_S = 5
 WORKER_PRESENCE_PATTERN = PREFIX + "worker:*"
+
+
+def model_served(model: str) -> str:
+    """String: epoch ms at which a worker that serves the model was heard of last. Written by workers each `HEARTBEAT_MS`, lives a day."""
+    return f"{PREFIX}served:{model}"
+
+
+MODEL_SERVED_TTL_S = 86_400
 
 SETTLEMENT_PRESENCE = PREFIX + "settlement:alive"
 """String: epoch ms. Written by the settlement process every second, lives 5 s."""

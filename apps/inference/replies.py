@@ -33,6 +33,7 @@ class Reader:
         self.process_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._queues: dict[str, asyncio.Queue[Event]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._told_at = float("-inf")
 
     def subscribe(self, job_id: str) -> asyncio.Queue[Event]:
         """Return the queue into which a job's events come, from now on."""
@@ -51,6 +52,9 @@ class Reader:
         while task is not None and not task.cancelling():
             try:
                 client: Any = redis_clients.get_async_reader()
+                if time.monotonic() - self._told_at > keys.READER_BEAT_S:
+                    await client.set(keys.reader_presence(self.process_id), 1, ex=keys.READER_PRESENCE_TTL_S)
+                    self._told_at = time.monotonic()
                 answer = await client.xread({name: last}, count=READ_COUNT, block=BLOCK_MS)
                 pause_s = 0.05
                 for entry_id, fields in answer[0][1] if answer else ():
