@@ -111,6 +111,8 @@ class Env:
     """Tickets that a worker works on at once: each running generation takes one, each encoder two."""
     queue_limit: int
     """The most jobs that may wait for one model before the gate answers QUEUE_FULL."""
+    unserved_s: int
+    """How long a model may be without a worker before the gate refuses requests for it; 0: it never does."""
     request_deadline_s: int
     cors_origins: tuple[str, ...]
     """Origins whose pages may call the API; ``*`` for all, none by default."""
@@ -166,6 +168,7 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
         context_tokens=read_int(e, "AISCALE_CONTEXT_TOKENS", 4096, low=128, high=1_048_576),
         worker_concurrency=read_int(e, "AISCALE_WORKER_CONCURRENCY", max(64, slots + 16), low=1, high=1024),
         queue_limit=read_int(e, "AISCALE_QUEUE_LIMIT", 256, low=1, high=1_000_000),
+        unserved_s=read_int(e, "AISCALE_UNSERVED_S", 30, low=0, high=86_400),
         request_deadline_s=read_int(e, "AISCALE_REQUEST_DEADLINE_S", 300, low=5, high=3600),
         cors_origins=_check_origins(e, "AISCALE_CORS_ORIGINS"),
         files_backend=read_text(e, "AISCALE_FILES_BACKEND", "django.core.files.storage.FileSystemStorage"),

@@ -33,7 +33,7 @@ JOB_LOG_TTL_S = 3_600
 def job_record(job_id: str) -> str:
     """Hash: kind, payload (JSON job), model, state (queued|running|done), attempt, worker, streamed (0|1), deadline_ms, cancelled
     (reason), resting (1 while it is held back after a worker was lost); its place in the queue: queued_at_ms, seq, tier, organization,
-    tokens, weight."""
+    tokens, weight; in_flight (the sets that count it); beside (jobs that ran when it began, itself included)."""
     return f"{PREFIX}job:{job_id}"
 
 
@@ -140,8 +140,14 @@ def spend(scope: str) -> str:
 
 def holds(scope: str) -> str:
     """Sorted set: job id -> epoch ms at which its hold expires. Every running job is in all of its scopes, with or without budgets, so
-    that a new budget counts what is running. The cardinality is the requests in flight."""
+    that a new budget counts what is running."""
     return f"{PREFIX}holds:{scope}"
+
+
+def in_flight(scope: str) -> str:
+    """Sorted set: job id -> epoch ms at which its hold expires, of an organization or a key: its requests in flight. Placed by the gate; a
+    job leaves it in the step in which it ends (``lua/finish.lua``), before it is settled, or when its hold is given back."""
+    return f"{PREFIX}inflight:{scope}"
 
 
 def hold_amounts(scope: str) -> str:
@@ -172,9 +178,9 @@ def queue_depth(model: str) -> str:
 
 
 def queue_state(model: str) -> str:
-    """Hash: seq, call_after_ms (somebody looks before that), backlog_at_ms (jobs wait since), rate_at_ms, rate_tokens and rate_ms (how
-    fast the model works while jobs wait), time:<tier>, tokens:<tier> and tokens:<tier>:<organization> (waiting). Also the beginning of the
-    names of the lanes, sorted sets (see ``lua/queue.lua``)."""
+    """Hash: seq, call_after_ms (somebody looks before that), backlog_at_ms (jobs wait since), rate_at_ms (last end), rate_tokens,
+    rate_ms and rate_ends (how fast the model works while jobs wait), time:<tier>, tokens:<tier> and tokens:<tier>:<organization>
+    (waiting). Also the beginning of the names of the lanes, sorted sets (see ``lua/queue.lua``)."""
     return f"{PREFIX}queue:{model}"
 
 

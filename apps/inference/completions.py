@@ -115,6 +115,7 @@ async def start(request: CompletionRequest, caller: Caller) -> Run:
             worst_nanousd=hold_nanousd,
             worst_tokens=len(prompt) + max_tokens * request.n,
             deadline_at_ms=deadline_at_ms,
+            priority=plan.priority,
         )
     )
     wait = Wait(job_id, deadline_at_ms)

@@ -63,6 +63,7 @@ async def embed(request: EmbeddingRequest, caller: Caller) -> EmbeddingResult:
             worst_nanousd=hold_nanousd,
             worst_tokens=prompt_tokens,
             deadline_at_ms=deadline_at_ms,
+            priority=plan.priority,
         )
     )
     wait = Wait(job_id, deadline_at_ms)

@@ -55,6 +55,7 @@ async def enqueue(job: GenerateJob | EncodeJob, priority: int, weight: int = WEI
         count_tokens(job),
         weight,
         make_ticket(kind, job.model),
+        " ".join(list_in_flight(job)),
     ]
     try:
         async with asyncio.timeout(REDIS_TIMEOUT_S):
@@ -74,6 +75,13 @@ def count_tokens(job: GenerateJob | EncodeJob) -> int:
     if isinstance(job, GenerateJob):
         return len(job.prompt_token_ids) + job.sampling.n * job.sampling.max_tokens
     return sum(map(len, job.inputs))
+
+
+def list_in_flight(job: GenerateJob | EncodeJob) -> list[str]:
+    """List the sets in which the gate counts a job as in flight."""
+    tag = job.billing
+    scopes = [f"organization:{tag.organization_id}", *([f"key:{tag.key_id}"] if tag.key_id else [])]
+    return [keys.in_flight(scope) for scope in scopes]
 
 
 async def cancel(job_id: str, reason: str) -> bool:

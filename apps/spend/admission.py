@@ -14,6 +14,7 @@ from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
 from aiscale.observability import ADMISSION_SECONDS, ADMISSIONS, REFUSALS
 from aiscale.wire import keys
+from aiscale.wire.broker import PRIORITY_STEPS
 from aiscale.wire.jobs import LOCAL_PROVIDER, BillingTag
 from apps.accounts import mirror
 from apps.accounts.callers import Caller, on_thread
@@ -47,6 +48,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     worst_nanousd: int
     worst_tokens: int
     deadline_at_ms: int
+    priority: int = PRIORITY_STEPS[-1]
+    """Its tier in the model's queue."""
     provider: str = LOCAL_PROVIDER
 
 
@@ -120,11 +123,15 @@ async def run_gate(client: aioredis.Redis, ask: Ask, *, plan: str, now_ms: int, 
         keys.plan(plan),
         keys.KILLED,
         keys.BUDGETS,
-        keys.queue_depth(ask.model),
+        keys.queue_state(ask.model),
         keys.rate(own),
         keys.token_rate(own),
         keys.rate(of_key) if of_key else "",
         keys.token_rate(of_key) if of_key else "",
+        keys.in_flight(own),
+        keys.in_flight(of_key) if of_key else "",
+        keys.queue_depth(ask.model),
+        keys.model_served(ask.model),
     ]
     for scope in scopes:
         names += [keys.spend(scope), keys.holds(scope), keys.hold_amounts(scope)]
@@ -141,6 +148,8 @@ async def run_gate(client: aioredis.Redis, ask: Ask, *, plan: str, now_ms: int, 
         settings.ENV.queue_limit,
         int(explain),
         ask.provider,
+        ask.priority,
+        settings.ENV.unserved_s * 1000,
         *scopes,
     ]
     answer: list[Any] = _decode(await get_script("admit").run_async(client, names, args))

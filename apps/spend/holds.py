@@ -77,7 +77,11 @@ def _settle_arguments(ends: Sequence[End], spent: Iterable[Total], entry_ids: Se
         entry: dict[str, Any] = {"key": len(names) + 1, "jobs": list(by_scope[scope]), "refunds": {}}
         names += [keys.spend(scope), keys.holds(scope), keys.hold_amounts(scope)]
         entry["totals"] = [_describe(total) for total in totals_of[scope]]
+        entry["in_flight"] = 0
         kind = scope.partition(":")[0]
+        if kind in ("organization", "key") and by_scope[scope]:
+            names.append(keys.in_flight(scope))
+            entry["in_flight"] = len(names)
         unused = [end for end in by_scope[scope].values() if end.unused_tokens > 0]
         if kind in ("organization", "key") and unused:
             names.append(keys.token_rate(scope))

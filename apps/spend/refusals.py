@@ -87,6 +87,7 @@ def make_error(refusal: Refusal) -> AiscaleError:
         Code.RATE_LIMITED: _rate_limited,
         Code.TOO_MANY_IN_FLIGHT: _too_many_in_flight,
         Code.QUEUE_FULL: _queue_full,
+        Code.BACKEND_UNAVAILABLE: _unserved,
         Code.BUDGET_EXHAUSTED: _budget_exhausted,
     }[refusal.code]
     message, retry_after_s = word(refusal)
@@ -174,10 +175,23 @@ def _too_many_in_flight(refusal: Refusal) -> tuple[str, float | None]:
 
 
 def _queue_full(refusal: Refusal) -> tuple[str, float | None]:
+    facts = refusal.facts
+    retry_ms = max(int(facts["retry_ms"]), 1000)
+    again = f"Try again in about {periods.format_duration(retry_ms)}."
+    if facts["why"] == "wait":
+        wait, longest = (periods.format_duration(int(facts[name])) for name in ("wait_ms", "longest_ms"))
+        return (
+            f"The model {refusal.model!r} is busy: your request would wait about {wait}, and the {refusal.plan_name} plan's "
+            f"requests wait {longest} at the most. {again}"
+        ), retry_ms / 1000
     return (
-        f"{refusal.facts['waiting']} requests are waiting for the model {refusal.model!r} already. "
-        "Try again in a few seconds."
-    ), 5.0
+        f"{facts['waiting']} requests are waiting for the model {refusal.model!r} already. {again}"
+    ), retry_ms / 1000
+
+
+def _unserved(refusal: Refusal) -> tuple[str, float | None]:
+    away = periods.format_duration(int(refusal.facts["unserved_ms"]))
+    return f"No worker has served the model {refusal.model!r} for {away}. Try again in a few seconds.", 5.0
 
 
 def _budget_exhausted(refusal: Refusal) -> tuple[str, float | None]:

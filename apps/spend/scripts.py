@@ -11,6 +11,8 @@ import redis.asyncio as aioredis
 from redis import Redis
 from redis.exceptions import NoScriptError
 
+from aiscale.wire.scripts import complete_script
+
 
 @dataclass(frozen=True)
 class Script:
@@ -37,5 +39,5 @@ class Script:
 @cache
 def get_script(name: str) -> Script:
     """Read ``apps/spend/lua/<name>.lua``. I/O: one small file, once a process."""
-    text = (Path(__file__).parent / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+    text = complete_script((Path(__file__).parent / "lua" / f"{name}.lua").read_text(encoding="utf-8"))
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())

@@ -15,10 +15,10 @@ from aiscale.wire.broker import TIERS, broker_list, make_ticket
 from aiscale.wire.events import Finished
 from aiscale.wire.jobs import BillingTag
 from aiscale.wire.scripts import FROM_QUEUE, claim_arguments, finish_arguments, read_script
+from tests.apps.inference.claims import put
 
 AGING_MS = 10_000
 START_MS = 1_700_000_000_000
-DEADLINE_MS = 10**15
 MODEL = "a-model-of-properties"
 
 
@@ -98,18 +98,10 @@ class Scripts:
         return self.client.eval(read_script(name), len(names), *names, *values)
 
     def enqueue(self, job: Job) -> None:
-        names = [
-            keys.job_record(job.job_id),
-            keys.LEASES,
-            keys.queue_state(MODEL),
-            keys.queue_depth(MODEL),
-            broker_list(MODEL),
-            keys.QUEUES,
-        ]
-        place = [self.now_ms, job.tier, job.organization, job.tokens, job.weight, make_ticket("generate", MODEL)]
-        values = [job.job_id, "generate", "{}", MODEL, DEADLINE_MS, 600, *place]
-        assert self.run("enqueue", names, values) == 1
-        assert self.run("enqueue", names, values) == 0
+        place: dict[str, Any] = {"tier": job.tier, "organization": job.organization, "tokens": job.tokens}
+        for known in (False, True):
+            answer = put(self.client, job.job_id, model=MODEL, weight=job.weight, now_ms=self.now_ms, **place)
+            assert answer == (not known)
 
     def claim(self, most_jobs: int = 1, most_tokens: int = 0) -> list[str]:
         names, values = claim_arguments(
@@ -268,7 +260,10 @@ class QueueMachine(RuleBasedStateMachine):
         # whoever waits has a ticket on its way
         assert not waiting or "call_after_ms" in fields
         if not waiting:
-            assert list(client.scan_iter(f"{state}:*")) == []
+            assert list(client.scan_iter(f"{state}:*:*")) == []
+        assert {name.decode() for name in client.zrange(f"{state}:running", 0, -1)} == {
+            job.job_id for job in self.running
+        }
 
     def teardown(self) -> None:
         self.scripts.forget()

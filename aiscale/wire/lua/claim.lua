@@ -29,7 +29,8 @@ while #taken < most_jobs do
   else
     serve(q, tier, organization, start, length_of(cost, record[4]))
     leave(q, KEYS[2], job, tier, organization, cost)
-    redis.call('HSET', ARGV[6] .. job, 'state', 'running', 'worker', ARGV[1])
+    redis.call('ZADD', q .. ':running', now, job)
+    redis.call('HSET', ARGV[6] .. job, 'state', 'running', 'worker', ARGV[1], 'beside', redis.call('ZCARD', q .. ':running'))
     redis.call('ZADD', KEYS[3], ARGV[3], job)
     taken[#taken + 1] = {job, tostring(redis.call('HINCRBY', ARGV[6] .. job, 'attempt', 1)), record[5]}
     tokens = tokens + cost

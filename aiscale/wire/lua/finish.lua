@@ -9,8 +9,8 @@
 --   the reaper gets 0 too when the lease lives again, and 'queue' when a worker has claimed the job.
 -- Example: EVAL ... aiscale:job:j1 aiscale:leases aiscale:finished aiscale:replies:p aiscale:joblog:j1 aiscale:queued:m aiscale:queue:m
 --          j1 w1 1700000000000 <bytes> 1 50000 120 3600 600 17  -> 1
--- Atomic: all streams or none. Its organization gets the virtual time back that it did not use.
-local record = redis.call('HMGET', KEYS[1], 'state', 'worker', 'tier', 'organization', 'tokens', 'weight')
+-- Atomic: all streams or none. It is in flight no more, and its organization gets the virtual time back that it did not use.
+local record = redis.call('HMGET', KEYS[1], 'state', 'worker', 'tier', 'organization', 'tokens', 'weight', 'in_flight', 'beside')
 if not record[1] or record[1] == 'done' then return 0 end
 if ARGV[2] == '' then
   local lease = redis.call('ZSCORE', KEYS[2], ARGV[1])
@@ -31,10 +31,12 @@ redis.call('HSET', KEYS[1], 'state', 'done')
 redis.call('HDEL', KEYS[1], 'payload')
 redis.call('EXPIRE', KEYS[1], ARGV[9])
 redis.call('ZREM', KEYS[2], ARGV[1])
+for name in string.gmatch(record[7] or '', '%S+') do redis.call('ZREM', name, ARGV[1]) end
 if record[1] == 'queued' then
   leave(KEYS[7], KEYS[6], ARGV[1], record[3], record[4], record[5])
 else
   give_back(KEYS[7], record[3], record[4], length_of(number(record[5]) - number(ARGV[10]), record[6]))
-  if ARGV[2] ~= '' then measure(KEYS[7], tonumber(ARGV[3]), number(record[5])) end
+  if ARGV[2] ~= '' then measure(KEYS[7], tonumber(ARGV[3]), ARGV[1], number(record[5]), record[8])
+  else redis.call('ZREM', KEYS[7] .. ':running', ARGV[1]) end
 end
 return 1

@@ -1,10 +1,11 @@
 -- Share what the scripts of the queue do to a model's lanes. Not run by itself: aiscale.wire.scripts puts it in front of each script
 -- that says "Uses queue.lua".
 --
--- KEYS, ARGV  none of its own. `q` is keys.queue_state(model), a hash, and the beginning of the names below it, for each tier:
+-- KEYS, ARGV  none of its own. `q` is keys.queue_state(model), a hash, and the beginning of the names below it:
 --   q:<tier>:jobs (zset)         waiting job -> epoch ms at which it was queued first
 --   q:<tier>:turns (zset)        organization with waiting jobs -> the virtual time at which its next job starts
 --   q:<tier>:tags (zset)         organization -> the virtual time at which its last job ends, while that lies ahead
+--   q:running (zset)             job that a worker has -> epoch ms at which it took it
 --   q:<tier>:lane:<org> (zset)   the organization's waiting jobs -> their place, first come first served
 -- Returns  what each function says.
 -- Example  a (weight 1) has two jobs of 100 tokens and b one of 30; all wait: a's first starts at 0 and its second at 100, b's at 0. So the
@@ -18,8 +19,9 @@
 local TIERS = {0, 3, 6, 9, 12}
 local AGING_MS = 10000
 local CALL_AGAIN_MS = 1000
-local RATE_MEMORY_MS = 30000
+local RATE_FADING = 1 - 1 / 64
 local BACKLOG_FROM_MS = 250
+local UNKNOWN_RETRY_MS = 5000
 
 local function number(value) return tonumber(value or 0) or 0 end
 
@@ -119,14 +121,74 @@ local function give_back(q, tier, organization, length)
   else redis.call('ZREM', base .. ':tags', organization) end
 end
 
--- Remember how fast the model works while jobs wait for it: `rate_tokens` in `rate_ms`, older ones fading.
-local function measure(q, now, tokens)
-  local stored = redis.call('HMGET', q, 'backlog_at_ms', 'rate_at_ms', 'rate_tokens', 'rate_ms')
+-- Say who is ahead of a job that would join now, and how long it would wait: `waiting` jobs of its tier and of those above, `own`
+-- of its organization among them, which has a `share` of `limit`; `wait_ms`, nil while the model's pace is not known.
+local function look_at_queue(q, depth, now, tier, organization, tokens, limit)
+  local base = q .. ':' .. tier
+  local seen = {waiting = 0, own = redis.call('ZCARD', base .. ':lane:' .. organization)}
+  local ahead, all_tokens = 0, 0
+  for _, other in ipairs(TIERS) do
+    local waiting_tokens = number(redis.call('HGET', q, 'tokens:' .. other))
+    all_tokens = all_tokens + waiting_tokens
+    if other <= tier then seen.waiting = seen.waiting + redis.call('ZCARD', q .. ':' .. other .. ':jobs') end
+    if other < tier then ahead = ahead + waiting_tokens end
+  end
+  local all = redis.call('ZCARD', depth)
+  local lanes = redis.call('ZCARD', base .. ':turns') + (seen.own == 0 and 1 or 0)
+  seen.share = math.max(math.floor(limit / lanes), 1)
+  if all == 0 then
+    seen.wait_ms = 0
+    return seen
+  end
+  local mean = all_tokens / all
+  -- others of the tier are served until they have had as much as this organization will have had
+  local own = number(redis.call('HGET', q, 'tokens:' .. tier .. ':' .. organization))
+  local time = number(redis.call('HGET', q, 'time:' .. tier))
+  local start = math.max(time, number(redis.call('ZSCORE', base .. ':tags', organization)),
+    number(redis.call('ZSCORE', base .. ':turns', organization))) + own
+  local before = redis.call('ZCOUNT', base .. ':turns', '-inf', start) - (seen.own > 0 and 1 or 0)
+  local others = number(redis.call('HGET', q, 'tokens:' .. tier)) - own
+  ahead = ahead + own + math.min(others, before * (start - time + mean))
+  local pace = redis.call('HMGET', q, 'rate_tokens', 'rate_ms', 'rate_ends', 'rate_at_ms', 'backlog_at_ms')
+  if not pace[1] then return seen end
+  local rate = tonumber(pace[1]) / tonumber(pace[2])
+  -- a model of which nothing was heard for longer than a job takes is slower by now
+  local silent_ms = now - math.max(number(pace[4]), number(pace[5]))
+  rate = rate * math.min(tonumber(pace[2]) / tonumber(pace[3]) / math.max(silent_ms, 1), 1)
+  seen.wait_ms = (ahead + mean) / rate
+  seen.job_ms = mean / rate
+  seen.lanes = lanes
+  return seen
+end
+
+-- Return whether there is no room for one more, why, and when there is expected to be some. Past `limit` an organization may still have
+-- its share waiting, so that those who fill the queue do not keep others out; nobody past twice the limit.
+local function find_overflow(seen, limit, longest_ms)
+  local full = seen.waiting >= 2 * limit or (seen.waiting >= limit and seen.own >= seen.share)
+  if full then
+    local retry_ms = UNKNOWN_RETRY_MS
+    if seen.job_ms then
+      retry_ms = (seen.waiting - limit + 1) * seen.job_ms
+      if seen.waiting < 2 * limit then retry_ms = math.min(retry_ms, (seen.own - seen.share + 1) * seen.lanes * seen.job_ms) end
+    end
+    return 'depth', retry_ms
+  end
+  if longest_ms and seen.wait_ms and seen.wait_ms > longest_ms then return 'wait', seen.wait_ms - longest_ms end
+  return nil, 0
+end
+
+-- Remember how fast the model works while jobs wait for it, by Little's law: so many jobs at once (`rate_tokens` is their sum of tokens
+-- times jobs at once), each in so much time (`rate_ms`), over the last `rate_ends` ends, older ones fading.
+local function measure(q, now, job, tokens, beside)
+  local running = q .. ':running'
+  local began, at_once = redis.call('ZSCORE', running, job), redis.call('ZCARD', running)
+  redis.call('ZREM', running, job)
+  local stored = redis.call('HMGET', q, 'backlog_at_ms', 'rate_tokens', 'rate_ms', 'rate_ends')
   redis.call('HSET', q, 'rate_at_ms', now)
-  local backlog_at = stored[1] and tonumber(stored[1]) or math.huge
   -- a job that waits for its ticket alone is no backlog
-  if now - backlog_at < BACKLOG_FROM_MS then return end
-  local passed = math.max(now - math.max(number(stored[2]), backlog_at), 0)
-  local fading = math.exp(-passed / RATE_MEMORY_MS)
-  redis.call('HSET', q, 'rate_tokens', number(stored[3]) * fading + tokens, 'rate_ms', number(stored[4]) * fading + passed)
+  if not began or not stored[1] or now - tonumber(stored[1]) < BACKLOG_FROM_MS then return end
+  -- those that began together end together: the first sees all at its end, the last saw all when it began
+  redis.call('HSET', q, 'rate_tokens', number(stored[2]) * RATE_FADING + tokens * math.max(at_once, number(beside)),
+    'rate_ms', number(stored[3]) * RATE_FADING + math.max(now - tonumber(began), 1),
+    'rate_ends', number(stored[4]) * RATE_FADING + 1)
 end

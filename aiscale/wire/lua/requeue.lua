@@ -26,6 +26,7 @@ end
 if record[1] ~= 'running' or record[2] == '1' or tonumber(record[3]) >= tonumber(ARGV[3]) then return {'no'} end
 local rest = tonumber(ARGV[4]) * 2 ^ (tonumber(record[3]) - 1)
 redis.call('HSET', KEYS[1], 'state', 'queued', 'worker', '', 'resting', 1)
+redis.call('ZREM', KEYS[3] .. ':running', ARGV[1])
 redis.call('ZADD', KEYS[2], math.min(now + rest, tonumber(record[4])), ARGV[1])
 give_back(KEYS[3], record[7], record[8], length_of(record[9], record[10]))
 return {'resting', string.format('%.0f', rest)}

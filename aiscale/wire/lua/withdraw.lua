@@ -8,6 +8,7 @@
 local record = redis.call('HMGET', KEYS[1], 'state', 'tier', 'organization', 'tokens')
 if not record[1] or record[1] == 'done' then return 0 end
 leave(KEYS[3], KEYS[4], ARGV[1], record[2], record[3], record[4])
+redis.call('ZREM', KEYS[3] .. ':running', ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('DEL', KEYS[1])
 return 1

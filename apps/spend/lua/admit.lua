@@ -1,13 +1,16 @@
--- Decide whether one request may run, and hold the most it can cost. The one gate: all checks and the hold are one script.
+-- Decide whether one request may run, and hold the most it can cost. The one gate: all checks and the hold are one script. Uses queue.lua.
 --
 -- KEYS  1 api key (hash; '' for a browser session)   2 organization (hash)   3 plan (hash)   4 killed (hash)   5 budgets (hash)
---       6 queued jobs of the model (zset)   7, 8 requests and tokens in the organization's windows (hashes)
+--       6 queue state of the model (hash, and the beginning of its lanes' names)   7, 8 requests and tokens in the organization's windows (hashes)
 --       9, 10 the same of the key ('' for a browser session)
---       11... three for each scope: spend (hash), holds (zset), hold amounts (hash)
+--       11, 12 requests in flight of the organization, and of the key ('' for a browser session) (zsets)
+--       13 queued jobs of the model (zset)   14 when a worker that serves the model was heard of last (string)
+--       15... three for each scope: spend (hash), holds (zset), hold amounts (hash)
 -- ARGV  1 job id   2 organization id   3 plan slug   4 model slug   5 worst cost (nano-USD)   6 worst count of tokens   7 now (epoch ms)
 --       8 hold expiry (epoch ms)   9 definition of an organization's budget of its own ('monthly|UTC|plan|0|0')
 --       10 most jobs that may wait for the model   11 1 to explain, else 0   12 provider of the model
---       13... the scopes of the request, the narrowest first: key, user, organization, model, plan, site
+--       13 tier of the request   14 ms without a worker of the model after which it is refused (0 = never)
+--       15... the scopes of the request, the narrowest first: key, user, organization, model, plan, site
 -- Returns one of (all members are text):
 --   {'admitted', RATE}                 the hold is placed and the request is counted; a job id that holds already is answered so again
 --                                      and counted once
@@ -19,10 +22,10 @@
 --   {'explained', {code, 'pass' or 'refuse', name, value, ...}, ...}   every check, when asked to explain; nothing is written
 --   RATE is limit, remaining, reset_ms of requests, and the same of tokens ('' where tokens have no limit); the tighter of
 --   organization and key
--- Example: EVAL ... '' aiscale:org:org_1 aiscale:plan:free aiscale:killed aiscale:budgets aiscale:queued:m aiscale:rate:organization:org_1
---          aiscale:tokenrate:organization:org_1 '' '' aiscale:spend:organization:org_1 aiscale:holds:organization:org_1
+-- Example: EVAL ... '' aiscale:org:org_1 aiscale:plan:free aiscale:killed aiscale:budgets aiscale:queue:m aiscale:rate:organization:org_1
+--          aiscale:tokenrate:organization:org_1 '' '' aiscale:inflight:organization:org_1 '' aiscale:queued:m aiscale:served:m aiscale:spend:organization:org_1 aiscale:holds:organization:org_1
 --          aiscale:holdamounts:organization:org_1
---          job_1 org_1 free m 5000 300 1700000000000 1700000360000 monthly|UTC|plan|0|0 256 0 local organization:org_1
+--          job_1 org_1 free m 5000 300 1700000000000 1700000360000 monthly|UTC|plan|0|0 256 0 local 9 30000 organization:org_1
 --          -> {'admitted', '20', '19', '3660000', '20000', '19700', '61000'}
 -- Atomic: every write stands below the last check, so a refusal, a 'load' or a 'plan' leaves every key as it was.
 --
@@ -31,20 +34,19 @@
 local job, organization, plan_slug, model = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local worst, worst_tokens, now = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local explain = ARGV[11] == '1'
-local KEYS_BEFORE, ARGS_BEFORE = 10, 12
+local KEYS_BEFORE, ARGS_BEFORE = 14, 14
 local PERIODS = {'daily', 'monthly'}
 
 local function int(value) return string.format('%.0f', value) end
 local function limit_of(text) return text and text ~= '' and tonumber(text) or nil end
 
 -- the scopes of the request, and where their keys are
-local scopes, own, of_key = {}, nil, nil
+local scopes, own = {}, nil
 for i = 1, #ARGV - ARGS_BEFORE do
   local at = KEYS_BEFORE + 3 * (i - 1)
   local scope = {name = ARGV[ARGS_BEFORE + i], spend = KEYS[at + 1], holds = KEYS[at + 2], amounts = KEYS[at + 3]}
   scopes[i] = scope
   if scope.name == 'organization:' .. organization then own = scope end
-  if string.sub(scope.name, 1, 4) == 'key:' then of_key = scope end
 end
 
 local report = {'explained'}
@@ -257,21 +259,31 @@ for _, w in ipairs(windows) do
   end
 end
 
--- in flight: holds that have expired count no more
-for _, pair in ipairs({{'organization', own, tonumber(plan[4])}, {'key', of_key, limit_of(key[7])}}) do
-  local whose, scope, most = pair[1], pair[2], pair[3]
-  if scope and most then
-    local in_flight = redis.call('ZCOUNT', scope.holds, '(' .. int(now), '+inf')
+-- in flight: jobs whose hold has expired count no more
+for _, pair in ipairs({{'organization', KEYS[11], tonumber(plan[4])}, {'key', KEYS[12], limit_of(key[7])}}) do
+  local whose, name, most = pair[1], pair[2], pair[3]
+  if name ~= '' and most then
+    local in_flight = redis.call('ZCOUNT', name, '(' .. int(now), '+inf')
     local fits = in_flight < most
     if (explain or not fits)
       and refuses(fits, 'too_many_in_flight', 'whose', whose, 'in_flight', int(in_flight), 'limit', int(most)) then return refusal end
   end
 end
 
--- the model's queue: a job past its deadline waits no more
-local waiting = redis.call('ZCOUNT', KEYS[6], '(' .. int(now), '+inf')
-local room = waiting < tonumber(ARGV[10])
-if (explain or not room) and refuses(room, 'queue_full', 'waiting', int(waiting), 'limit', ARGV[10]) then return refusal end
+-- the model's queue (aiscale/wire/lua/queue.lua): whether anybody works it off, and whether there is room
+local queue_limits = redis.call('HMGET', KEYS[3], 'max_queued', 'max_wait_s')
+local served_at, patience_ms = tonumber(redis.call('GET', KEYS[14]) or nil), tonumber(ARGV[14])
+local served = not served_at or patience_ms == 0 or now - served_at < patience_ms
+if (explain or not served) and refuses(served, 'backend_unavailable', 'unserved_ms', served_at and int(now - served_at) or '') then
+  return refusal
+end
+local most_queued = math.min(limit_of(queue_limits[1]) or math.huge, tonumber(ARGV[10]))
+local longest_ms = limit_of(queue_limits[2]) and limit_of(queue_limits[2]) * 1000
+local queue = look_at_queue(KEYS[6], KEYS[13], now, tonumber(ARGV[13]), organization, worst_tokens, most_queued)
+local overflow, again_in_ms = find_overflow(queue, most_queued, longest_ms)
+if (explain or overflow) and refuses(not overflow, 'queue_full', 'why', overflow or '', 'waiting', int(queue.waiting),
+  'limit', int(most_queued), 'wait_ms', queue.wait_ms and int(queue.wait_ms) or '', 'longest_ms', longest_ms and int(longest_ms) or '',
+  'retry_ms', int(again_in_ms)) then return refusal end
 
 -- the budgets: the whole worst case fits into each of them, or nothing is held
 for _, scope in ipairs(scopes) do
@@ -302,6 +314,12 @@ for _, scope in ipairs(scopes) do
   redis.call('ZADD', scope.holds, ARGV[8], job)
   redis.call('HSET', scope.amounts, job, ARGV[5])
   if scope.budgets then redis.call('HSET', scope.spend, 'held_nanousd', int(math.max(scope.held - scope.freed, 0) + worst)) end
+end
+for _, name in ipairs({KEYS[11], KEYS[12]}) do
+  if name ~= '' then
+    redis.call('ZREMRANGEBYSCORE', name, '-inf', now)
+    redis.call('ZADD', name, ARGV[8], job)
+  end
 end
 for _, w in ipairs(windows) do count(w, w.amount) end
 return admitted()

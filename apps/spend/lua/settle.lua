@@ -1,16 +1,16 @@
 -- End the holds of finished jobs, take over what their scopes spent, correct the count of tokens, and acknowledge the jobs' events.
 --
--- KEYS  1 finished (stream)   then, as ARGV[2] says, three for each scope: spend (hash), holds (zset), hold amounts (hash); and the
---       token windows (hashes)
+-- KEYS  1 finished (stream)   then, as ARGV[2] says, three for each scope: spend (hash), holds (zset), hold amounts (hash); the
+--       token windows (hashes) and the requests in flight (zsets)
 -- ARGV  1 consumer group
 --       2 JSON {entries: [stream entry id, ...],
---               scopes: [{key: index of its first key, jobs: [job id, ...],
+--               scopes: [{key: index of its first key, in_flight: index of that key or 0, jobs: [job id, ...],
 --                         totals: [{period, start_ms, end_ms, spent_nanousd, revision}, ...],
 --                         refunds: {job id: [{key: index of a token window, second: which one, tokens: how many too many}]}}, ...]}
 --         Money and times are texts: they are whole numbers, and stay exact.
 -- Returns the number of holds that were ended.
 -- Example: EVAL ... aiscale:finished aiscale:spend:site aiscale:holds:site aiscale:holdamounts:site  settlement
---          {"entries": ["1700000000000-0"], "scopes": [{"key": 2, "jobs": ["job_1"], "totals": [{"period": "monthly",
+--          {"entries": ["1700000000000-0"], "scopes": [{"key": 2, "in_flight": 0, "jobs": ["job_1"], "totals": [{"period": "monthly",
 --          "start_ms": "1698796800000", "end_ms": "1701388800000", "spent_nanousd": "4200", "revision": 7}], "refunds": {}}]}  -> 1
 -- Atomic: a hold ends in the step in which its cost is counted as spent, so at no moment do both or neither count.
 --
@@ -38,6 +38,8 @@ for _, scope in ipairs(task.scopes) do
     end
     ended = ended + redis.call('ZREM', holds, unpack(scope.jobs))
     redis.call('HDEL', amounts, unpack(scope.jobs))
+    -- those that ended left already; one that was never sent leaves now
+    if scope.in_flight > 0 then redis.call('ZREM', KEYS[scope.in_flight], unpack(scope.jobs)) end
   end
   local held = redis.call('HGET', spend, 'held_nanousd')
   if held then

@@ -8,10 +8,37 @@ from typing import Any
 from redis import Redis
 
 from aiscale.wire import keys
-from aiscale.wire.broker import broker_list
+from aiscale.wire.broker import broker_list, make_ticket
 from aiscale.wire.scripts import claim_arguments, read_script
 
 CHAT, EMBED = "smollm2-135m-instruct", "all-minilm-l6-v2"
+
+
+def put(
+    client: Redis,
+    job_id: str,
+    *,
+    model: str = CHAT,
+    organization: str = "org_other",
+    tier: int = 9,
+    tokens: int = 100,
+    weight: int = 1,
+    now_ms: int | None = None,
+    in_flight: str = "",
+) -> int:
+    """Queue a job that says nothing of itself; see enqueue.lua."""
+    now_ms = now_ms or time.time_ns() // 1_000_000
+    names = [
+        keys.job_record(job_id),
+        keys.LEASES,
+        keys.queue_state(model),
+        keys.queue_depth(model),
+        broker_list(model),
+        keys.QUEUES,
+    ]
+    place = [now_ms, tier, organization, tokens, weight, make_ticket("generate", model), in_flight]
+    values: list[Any] = [job_id, "generate", "{}", model, now_ms + 10**9, 600, *place]
+    return int(client.eval(read_script("enqueue"), len(names), *names, *values))  # type: ignore[arg-type]
 
 
 def claim(client: Redis, model: str = CHAT, worker: str = "w1", *, dead: bool = False, **most: Any) -> dict[str, int]:
@@ -36,5 +63,5 @@ def read_state(client: Redis, model: str = CHAT) -> dict[str, str]:
 
 
 def list_lanes(client: Redis, model: str = CHAT) -> list[str]:
-    """List every key of a model's queue but its state: none when nothing waits."""
-    return sorted(key.decode() for key in client.scan_iter(f"{keys.queue_state(model)}:*"))
+    """List every key of a model's lanes: none when nothing waits."""
+    return sorted(key.decode() for key in client.scan_iter(f"{keys.queue_state(model)}:*:*"))

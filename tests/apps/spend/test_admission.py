@@ -168,17 +168,6 @@ async def test_too_many_in_flight_are_refused_until_one_ends(client):
     await admit(make_ask(caller))
 
 
-async def test_a_full_queue_is_refused_and_jobs_past_their_deadline_do_not_fill_it(client, organization, settings):
-    now_ms = time.time_ns() // 1_000_000
-    limit = settings.ENV.queue_limit
-    client.zadd(keys.queue_depth(MODEL), {f"old{n}": now_ms - 1 for n in range(limit)})
-    await admit(make_ask(make_caller(organization)))
-    client.zadd(keys.queue_depth(MODEL), {f"new{n}": now_ms + 60_000 for n in range(limit)})
-    refusal = await refused(make_ask(make_caller(organization)))
-    assert (refusal.code, refusal.retry_after_s) == (Code.QUEUE_FULL, 5.0)
-    assert str(limit) in refusal.message
-
-
 async def test_m12_the_whole_worst_case_fits_or_is_refused(client):
     organization = await stage(monthly_limit_nanousd=1000)
     caller = make_caller(organization)
