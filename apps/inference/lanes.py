@@ -5,18 +5,15 @@ import msgspec
 from aiscale.wire.broker import BULK_PRIORITY
 from apps.accounts.callers import Caller, PlanLimits
 from apps.inference.catalog import CatalogModel
-from apps.spend.prices import Terms
-
-BULK_SHARE = 2
-"""A bulk request costs one part in so many of the model's price, rounded up to a whole nano-dollar a token."""
 
 
 def apply(caller: Caller, model: CatalogModel, plan: PlanLimits) -> tuple[CatalogModel, PlanLimits]:
     """Return model and plan as they hold for this caller's lane."""
     if caller.lane != "batch":
         return model, plan
-    terms = Terms(**{name: -(-price // BULK_SHARE) for name, price in msgspec.structs.asdict(model.terms).items()})
-    return msgspec.structs.replace(model, terms=terms), msgspec.structs.replace(plan, priority=BULK_PRIORITY)
+    return msgspec.structs.replace(model, terms=model.terms.in_bulk()), msgspec.structs.replace(
+        plan, priority=BULK_PRIORITY
+    )
 
 
 def name_job(request_id: str) -> str:

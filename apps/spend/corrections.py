@@ -18,7 +18,7 @@ from aiscale.db import format_usd, make_public_id
 from aiscale.errors import AiscaleError, Code
 from apps.accounts import audit
 from apps.accounts.models import Organization
-from apps.spend import ledger
+from apps.spend import budgets, ledger
 from apps.spend.models import LIMIT_CEILING_NANOUSD, Correction, LedgerEntry, LedgerTransaction, UsageRecord
 
 CreditSource = Literal["prepaid", "goodwill"]
@@ -116,6 +116,7 @@ def refund(
         reason=reason,
         by=by,
         correct=correct,
+        scopes=list_other_scopes(record),
         details={"job_id": record.job_id, "request_id": record.request_id},
     )
 
@@ -128,6 +129,18 @@ def check_refund(record: UsageRecord, amount_nanousd: int) -> None:
         raise _invalid(
             "amount", f"Of this request's cost {format_usd(left_nanousd)} is left; more than that cannot be given back."
         )
+
+
+def list_other_scopes(record: UsageRecord) -> tuple[str, ...]:
+    """List the scopes besides its organization in which a request counts."""
+    scopes = budgets.list_scopes(
+        organization_id=record.organization_id,
+        plan=record.plan,
+        model=record.model,
+        user_id=record.user_id or None,
+        key_id=record.key_id or None,
+    )
+    return tuple(scope for scope in scopes if scope != budgets.organization_scope(record.organization_id))
 
 
 def count_left(record: UsageRecord) -> int:
@@ -183,13 +196,19 @@ def _post(
     reason: str,
     by: audit.Actor,
     correct: Callable[[LedgerTransaction], None] | None = None,
+    scopes: tuple[str, ...] = (),
     details: dict[str, str] | None = None,
 ) -> LedgerTransaction:
     """Post one correction with its audit event, once for its reference. The organization's corrections wait for each other."""
     reason = check_reason(reason)
     get_organization(organization_id)
     posting = ledger.Posting(
-        kind=kind.value, reference=reference, occurred_at=timezone.now(), entries=entries, memo=reason
+        kind=kind.value,
+        reference=reference,
+        occurred_at=timezone.now(),
+        entries=entries,
+        memo=reason,
+        scopes=scopes,
     )
     try:
         with transaction.atomic():

@@ -13,7 +13,7 @@ Rows are only ever inserted: two posters cannot wait for each other's rows (M8).
 are locked in one order (`apps.spend.totals`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -35,7 +35,8 @@ _ADVISORY_LOCK = 7_146_002
 class Posting(msgspec.Struct, frozen=True, kw_only=True):
     """Describe one transaction. ``entries`` are (account, nano-USD) and sum to zero.
 
-    An entry on an organization's account counts in that organization's budgets; ``scopes`` names others in which usage counts.
+    An entry on an organization's account counts in that organization's budgets; ``scopes`` names others in which all of it counts,
+    ``shares`` those in which an amount of its own does.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Posting(msgspec.Struct, frozen=True, kw_only=True):
     entries: tuple[tuple[str, int], ...]
     memo: str = ""
     scopes: tuple[str, ...] = ()
+    shares: tuple[tuple[str, int], ...] = ()
 
 
 def organization_account(organization_id: str) -> str:
@@ -77,6 +79,13 @@ def post(postings: Sequence[Posting]) -> list[LedgerTransaction]:
 
 def write(postings: Sequence[Posting]) -> tuple[list[LedgerTransaction], list[Moved]]:
     """Do `post` without telling the gate: for who does that in the step that ends the holds. Inside of a transaction."""
+    rows = insert(postings)
+    return rows, move_totals(postings)
+
+
+def insert(postings: Sequence[Posting]) -> list[LedgerTransaction]:
+    """Write transactions with their entries, and leave the totals to `move_totals`: for who has much to do in between, since nobody can
+    settle while totals are locked. I/O: two inserts. Raises: as `post`."""
     for posting in postings:
         if len(posting.entries) < 2 or sum(amount for _, amount in posting.entries) != 0:
             raise ValueError(f"the entries of {posting.kind} {posting.reference} do not balance: {posting.entries}")
@@ -95,15 +104,20 @@ def write(postings: Sequence[Posting]) -> tuple[list[LedgerTransaction], list[Mo
         for row, posting in zip(rows, postings, strict=True)
         for account, amount in posting.entries
     )
+    return rows
+
+
+def move_totals(postings: Iterable[Posting]) -> list[Moved]:
+    """Move the totals of budgets by what was inserted, in the same transaction. I/O: three SQL statements."""
     moved = totals.add(delta for posting in postings for delta in _list_deltas(posting))
     thresholds.note(moved)
-    return rows, moved
+    return moved
 
 
 def _list_deltas(posting: Posting) -> list[Delta]:
     own = [(account, amount) for account, amount in posting.entries if account.startswith("organization:")]
     cost = sum(amount for _, amount in own)
-    others = [(scope, cost) for scope in posting.scopes]
+    others = [*((scope, cost) for scope in posting.scopes), *posting.shares]
     return [Delta(scope, posting.occurred_at, amount) for scope, amount in own + others]
 
 

@@ -213,6 +213,26 @@ class Correction(models.Model):
         return f"{self.usage_id}: {format_usd(self.amount_nanousd)}"
 
 
+class Rerating(Row):
+    """Order to charge past requests of a model at other prices. Requests that were admitted from ``since`` until before ``until``."""
+
+    PUBLIC_ID_PREFIX = "rerate"
+
+    model = models.CharField(max_length=128)
+    since = models.DateTimeField()
+    until = models.DateTimeField()
+    prompt_nanousd_per_token = NanoUsdField()
+    cached_prompt_nanousd_per_token = NanoUsdField()
+    completion_nanousd_per_token = NanoUsdField()
+    request_nanousd = NanoUsdField(default=0)
+    reason = models.CharField(max_length=300)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    """When all was adjusted, and what was still running then was waited for."""
+
+    def __str__(self) -> str:
+        return f"{self.model} from {self.since:%Y-%m-%d %H:%M} until {self.until:%Y-%m-%d %H:%M}"
+
+
 class KillSwitch(Row):
     """Say that everything of ``scope`` is stopped, by whom, why and until when. A released one stays as history."""
 

@@ -14,9 +14,10 @@ from unfold.admin import ModelAdmin
 from aiscale.db import format_usd
 from aiscale.money_forms import format_per_million
 from apps.accounts import audit
-from apps.spend import confirmation, prices
-from apps.spend.models import Price
-from apps.spend.price_forms import PriceForm
+from apps.spend import confirmation, prices, rerating, tasks
+from apps.spend.models import LedgerTransaction, Price, Rerating
+from apps.spend.price_forms import PriceForm, RerateForm
+from apps.spend.rerating import Order
 
 
 @admin.register(Price)
@@ -103,4 +104,67 @@ class PriceAdmin(ModelAdmin):  # type: ignore[misc]
             doubts=doubts,
             act=act,
             back=reverse("admin:spend_price_changelist"),
+        )
+
+
+@admin.register(Rerating)
+class ReratingAdmin(ModelAdmin):  # type: ignore[misc]
+    """Show which usage was rated again, and order it: with what changes for whom first."""
+
+    list_display = ["model", "since", "until", "state", "adjusted", "reason", "created_at"]
+    list_filter = ["model"]
+    fields = ["public_id", *list_display, "prices", "finished_at"]
+    readonly_fields = fields
+    ordering = ["-pk"]
+
+    @admin.display(description="state")
+    def state(self, order: Rerating) -> str:
+        return "done" if order.finished_at else "open: requests that settle late are still adjusted"
+
+    @admin.display(description="adjustments")
+    def adjusted(self, order: Rerating) -> int:
+        posted = LedgerTransaction.objects.filter(kind=LedgerTransaction.Kind.ADJUSTMENT)
+        return posted.filter(reference__startswith=f"{order.public_id}:").count()
+
+    @admin.display(description="prices")
+    def prices(self, order: Rerating) -> str:
+        return " ".join(prices.describe(order.model, prices.terms_of(order))[:2])
+
+    def has_change_permission(self, request: HttpRequest, obj: Rerating | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Rerating | None = None) -> bool:
+        return False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return bool(
+            request.user.has_perm("spend.add_rerating") and request.user.has_perm("spend.add_ledgertransaction")
+        )
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        form = RerateForm(request.POST or None, model=request.GET.get("model", ""))
+
+        def read_order(values: dict[str, Any]) -> Order:
+            return Order(values["model"], values["since"], values["until"], form.read_terms())
+
+        def preview(values: dict[str, Any]) -> list[str]:
+            wanted = read_order(values)
+            return rerating.describe(wanted, rerating.preview(wanted))
+
+        def act(values: dict[str, Any]) -> str:
+            rerating.order(read_order(values), reason=values["reason"], by=audit.by_request(request))
+            tasks.apply_soon()
+            return "The usage is being rated again. The list says when it is done."
+
+        return confirmation.ask(
+            request,
+            form,
+            context={**self.admin_site.each_context(request), "opts": self.opts},
+            title="Rate usage again",
+            button="Post these adjustments",
+            preview=preview,
+            act=act,
+            back=reverse("admin:spend_rerating_changelist"),
         )

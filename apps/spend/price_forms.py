@@ -12,8 +12,8 @@ from apps.spend import prices
 _UNIT = "USD per million tokens"
 
 
-class PriceForm(forms.Form):
-    """Ask for one model's new price. The model's present one fills it in."""
+class TermsForm(forms.Form):
+    """Ask for a model and what it costs. The model's present price fills it in."""
 
     model = forms.ChoiceField(widget=UnfoldAdminSelectWidget)
     prompt_nanousd_per_token = PerMillionField(label=f"Prompt price ({_UNIT})")
@@ -26,13 +26,6 @@ class PriceForm(forms.Form):
     request_nanousd = UsdField(
         label="Flat price of a request (USD)", required=False, help_text="Added to each request. Empty: nothing."
     )
-    valid_from = forms.DateTimeField(
-        label="From (UTC)",
-        required=False,
-        widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "2026-12-01 00:00"}),
-        help_text="Empty: from now on. It cannot lie in the past.",
-    )
-    reason = forms.CharField(max_length=300, widget=UnfoldAdminTextInputWidget, help_text="For the audit log.")
 
     def __init__(self, *args: Any, model: str = "", **kwargs: Any) -> None:
         current = prices.map_current()
@@ -44,12 +37,6 @@ class PriceForm(forms.Form):
         assert isinstance(field, forms.ChoiceField)
         field.choices = [(slug, slug) for slug in sorted({*current, model} - {""})]
 
-    def clean_valid_from(self) -> Any:
-        moment = self.cleaned_data["valid_from"]
-        if moment is not None and moment < timezone.now():
-            raise forms.ValidationError("A price cannot begin in the past. To mend past charges, rate the usage again.")
-        return moment
-
     def read_terms(self) -> prices.Terms:
         """Return the prices of a valid form."""
         values = self.cleaned_data
@@ -60,6 +47,41 @@ class PriceForm(forms.Form):
             completion_nanousd_per_token=values["completion_nanousd_per_token"],
             request_nanousd=values["request_nanousd"] or 0,
         )
+
+
+class PriceForm(TermsForm):
+    """Ask for one model's new price."""
+
+    valid_from = forms.DateTimeField(
+        label="From (UTC)",
+        required=False,
+        widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "2026-12-01 00:00"}),
+        help_text="Empty: from now on. It cannot lie in the past.",
+    )
+    reason = forms.CharField(max_length=300, widget=UnfoldAdminTextInputWidget, help_text="For the audit log.")
+
+    def clean_valid_from(self) -> Any:
+        moment = self.cleaned_data["valid_from"]
+        if moment is not None and moment < timezone.now():
+            raise forms.ValidationError("A price cannot begin in the past. To mend past charges, rate the usage again.")
+        return moment
+
+
+class RerateForm(TermsForm):
+    """Ask which past requests should have cost what."""
+
+    since = forms.DateTimeField(
+        label="Admitted from (UTC)", widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "2026-11-01 00:00"})
+    )
+    until = forms.DateTimeField(
+        label="until before (UTC)",
+        widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "2026-11-02 12:30"}),
+        help_text="Change the price first, if that is still wrong: requests that come after this moment keep theirs.",
+    )
+    reason = forms.CharField(
+        max_length=300, widget=UnfoldAdminTextInputWidget, help_text="The organizations read this on their statement."
+    )
+    field_order = ["model", "since", "until"]
 
 
 def _initial(terms: prices.Terms) -> dict[str, int]:

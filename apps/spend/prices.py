@@ -16,13 +16,15 @@ from aiscale.db import format_usd
 from aiscale.errors import AiscaleError, Code
 from apps.accounts import audit
 from apps.spend import pricing
-from apps.spend.models import PRICE_CEILING_NANOUSD_PER_TOKEN, REQUEST_CEILING_NANOUSD, Price
+from apps.spend.models import PRICE_CEILING_NANOUSD_PER_TOKEN, REQUEST_CEILING_NANOUSD, Price, Rerating
 
 FAR = 100
 """A price so many times above or below the others is taken for a mistake."""
 HIGH_NANOUSD_PER_TOKEN = 1_000_000
 """1,000 USD for a million tokens: more than anybody asks for."""
 HIGH_REQUEST_NANOUSD = 1_000_000_000
+BULK_SHARE = 2
+"""A request of a batch costs one part in so many of the model's price, rounded up to a whole nano-dollar a token."""
 NEW_S = 5
 """A moment that has just passed while the form travelled counts as now."""
 _KINDS = {
@@ -45,8 +47,12 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
         """Return what a request costs. Raises: AiscaleError (BACKEND_UNAVAILABLE) for what cannot be."""
         return pricing.cost_nanousd(prompt_tokens, completion_tokens, cached_tokens, **msgspec.structs.asdict(self))
 
+    def in_bulk(self) -> "Terms":
+        """Return the terms of a request in a batch."""
+        return Terms(**{name: -(-price // BULK_SHARE) for name, price in msgspec.structs.asdict(self).items()})
 
-def terms_of(price: Price) -> Terms:
+
+def terms_of(price: Price | Rerating) -> Terms:
     return Terms(**{name: getattr(price, name) for name in _KINDS})
 
 

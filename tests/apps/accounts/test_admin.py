@@ -1,5 +1,6 @@
 """Every page of the admin opens, and none shows a secret."""
 
+from datetime import timedelta
 from decimal import Decimal
 
 import pytest
@@ -8,6 +9,7 @@ from django.contrib import admin
 from django.db import transaction
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 from redis import Redis
 
 from aiscale.wire import keys
@@ -16,7 +18,7 @@ from apps.accounts.keys import create_key
 from apps.accounts.models import AuditEvent, Membership, Organization, Plan, User
 from apps.chat import turns
 from apps.inference.models import Model
-from apps.spend import killswitch, settlement
+from apps.spend import killswitch, prices, rerating, settlement
 from apps.spend.models import Budget
 from tests.apps.conftest import Cast
 from tests.apps.spend.cast import ADA, make_finished
@@ -34,6 +36,10 @@ def browser(cast: Cast) -> Client:
     killswitch.trip("model:old", reason="Retired", by=ADA)
     turns._begin(cast.user.public_id, None, "smollm2-135m-instruct", "A private question", "c1")
     root = User.objects.create_superuser("root@example.com", "x")
+    now = timezone.now()
+    terms = prices.terms_of(prices.map_current()["smollm2-135m-instruct"])
+    order = rerating.Order("smollm2-135m-instruct", now - timedelta(hours=1), now, terms)
+    rerating.order(order, reason="Wrong", by=audit.by_user(root))
     with transaction.atomic():
         audit.record("plan.change", target="plan:free", by=audit.by_user(root))
     browser = Client()
