@@ -20,6 +20,7 @@ urlpatterns = [
     path("account/", include("apps.accounts.urls")),
     path("account/", include("apps.spend.urls")),
     path("api/v1/", include("apps.spend.api_urls")),
+    path("api/", include("apps.gateway.urls")),
     re_path(r"^api/", api_errors.NoSuchPath.as_view()),
     path("", include("apps.chat.urls")),
 ]

@@ -36,6 +36,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django.contrib.humanize",
     "rest_framework",
+    "drf_spectacular",
     "channels",
     "allauth",
     "allauth.account",
@@ -200,12 +201,14 @@ REST_FRAMEWORK = {
     ],
     "EXCEPTION_HANDLER": "aiscale.api_errors.answer",
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
 }
 
 # accounts knows no models: it asks for their names here
 LIST_MODEL_NAMES = "apps.inference.catalog.list_slugs"
+SPECTACULAR_SETTINGS = {"SCHEMA_PATH_PREFIX": "/api/v1", "OAS_VERSION": "3.1.0", "DISABLE_ERRORS_AND_WARNINGS": True}
 
 # views of Django and DRF are limited by django-ratelimit over the shared Redis cache
 RATELIMIT_USE_CACHE = "default"

@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -22,7 +22,7 @@ class EmbeddingBody(msgspec.Struct, kw_only=True):
     """The parameters that are honoured."""
 
     model: str
-    input: Any
+    input: Annotated[Any, msgspec.Meta(extra_json_schema=parameters.TEXTS_OR_TOKENS)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
 

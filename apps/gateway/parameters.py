@@ -17,6 +17,21 @@ _PATH = re.compile(r" - at `(?:\$\.?)?([^`]*)`$")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+TEXTS_OR_TOKENS: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+        {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+            "minItems": 1,
+        },
+    ]
+}
+"""The JSON schema of what may be texts or their token ids; told apart by hand, since msgspec does not tell lists apart."""
+
+
 def read_object(body: bytes) -> dict[str, Any]:
     """Decode a body that must be a JSON object of clean text. Raises: AiscaleError (INVALID_JSON, INVALID_REQUEST)."""
     try:

@@ -29,14 +29,19 @@ class Route:
     summary: str = ""
     request: Any = None
     """What the body holds: a msgspec type."""
+    rules: tuple[frozenset[str], Mapping[str, tuple[Any, ...]]] = (frozenset(), {})
+    """The body's harmless parameters, and those of which only the default is served (see `parameters.convert`)."""
     response: Any = None
-    """What a 200 holds: a msgspec type; None for what is no JSON."""
-    statuses: tuple[int, ...] = ()
-    """Statuses of its own, besides those that every route may answer with."""
-    query: Any = None
-    """A msgspec type whose fields are the query's parameters."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """What else the OpenAPI document says of it."""
+    """What a 200 holds: a msgspec type; None for a route that never answers so, or that sends a file."""
+    streams: bool = False
+    """Whether ``stream`` turns the answer into server-sent events."""
+    download: bool = False
+    form: Mapping[str, Any] | None = None
+    """The fields of a multipart body, each with its JSON schema; all are required."""
+    query: Mapping[str, Any] = field(default_factory=dict)
+    """The query's parameters, each with its JSON schema."""
+    example: Mapping[str, Any] | None = None
+    """A body that works."""
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:

@@ -1,6 +1,6 @@
 """Say what a body of ``POST /v1/completions`` may hold."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -29,7 +29,7 @@ class TextBody(msgspec.Struct, kw_only=True):
     """The parameters that are honoured."""
 
     model: str
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[Any, msgspec.Meta(extra_json_schema=parameters.TEXTS_OR_TOKENS)]
     max_tokens: int = DEFAULT_MAX_TOKENS
     temperature: float = 1.0
     top_p: float = 1.0
@@ -40,17 +40,9 @@ class TextBody(msgspec.Struct, kw_only=True):
     stream_options: StreamOptions | None = None
 
 
-class _Loose(TextBody, kw_only=True):
-    """Be typed but for the prompt, whose four shapes are told apart by hand: msgspec does not tell lists apart."""
-
-    prompt: Any
-
-
 def read_text(body: bytes) -> tuple[TextBody, list[str] | list[list[int]]]:
     """Type and check a body; return it with its prompts. Raises: AiscaleError with ``param``."""
-    text: TextBody = parameters.convert(
-        parameters.read_object(body), _Loose, harmless=HARMLESS, defaults_only=DEFAULTS_ONLY
-    )
+    text = parameters.convert(parameters.read_object(body), TextBody, harmless=HARMLESS, defaults_only=DEFAULTS_ONLY)
     parameters.check_range("temperature", text.temperature, 0, 2)
     parameters.check_range("top_p", text.top_p, 0, 1, open_low=True)
     parameters.check_range("seed", text.seed, -_INT64, _INT64 - 1)

@@ -17,6 +17,7 @@ ORDER = (
     "apps.gateway.messages",
     "apps.gateway.files",
     "apps.gateway.batches",
+    "apps.gateway.reference",
     "apps.chat",
     "workers",
     "workers.artifacts",

@@ -44,7 +44,7 @@ _ITEM_HARMLESS = frozenset({"id", "status"})
 _TEXT_PARTS = ("input_text", "output_text", "text")
 
 
-class StreamOptions(msgspec.Struct, kw_only=True):
+class ResponseStreamOptions(msgspec.Struct, kw_only=True):
     include_obfuscation: bool = False
 
 
@@ -70,7 +70,7 @@ class ResponseBody(msgspec.Struct, kw_only=True):
     store: bool = True
     background: bool = False
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: ResponseStreamOptions | None = None
 
 
 def read_response(body: bytes) -> tuple[ResponseBody, list[ChatMessage]]:

@@ -1,0 +1,76 @@
+"""The OpenAPI document says what is served, and the page shows it."""
+
+import html
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from django.test import Client
+from drf_spectacular.validation import validate_schema
+
+from apps.gateway import shapes
+from apps.gateway.endpoints import ROUTER
+from apps.gateway.errors import STATUSES
+from apps.gateway.reference import document, examples
+from tests.apps.conftest import Cast
+from tests.apps.gateway.driver import Exchange
+
+
+def test_the_document_names_every_route_and_is_valid() -> None:
+    made = json.loads(document.encode_document())
+    validate_schema(made)
+    for route in ROUTER.routes:
+        operation = made["paths"][route.path.replace(":path", "")][route.method.lower()]
+        assert operation["summary"] and operation["tags"]
+        assert {"401", "429", "500", "503"} <= set(operation["responses"])
+    names = [item["operationId"] for path in made["paths"].values() for item in path.values()]
+    assert len(names) == len(set(names))
+    assert not [name for name in made["components"]["schemas"] if name.startswith("apps.")]
+
+
+def test_every_status_that_errors_have_is_described() -> None:
+    ours_alone = {499, 410}
+    assert {status for status, _ in STATUSES.values()} - ours_alone <= set(document.STATUSES)
+
+
+def test_parameters_come_from_the_types_that_read_them() -> None:
+    schemas = document.make_document()["components"]["schemas"]
+    chat = schemas["ChatBody"]
+    assert chat["required"] == ["model", "messages"] and chat["additionalProperties"] is False
+    assert {"temperature", "top_p", "stop", "seed", "user", "store"} <= set(chat["properties"])
+    assert chat["properties"]["store"]["enum"] == [None, False]
+
+
+async def test_answers_have_the_shapes_that_are_documented(cast: Cast, worker: None) -> None:
+    async def ask(method: str, path: str, value: Any = None) -> bytes:
+        exchange = Exchange(method, path, key=cast.raw, value=value)
+        body = await exchange.read()
+        assert exchange.status == 200, body
+        return body
+
+    made = [route for route in ROUTER.routes if route.example is not None and route.path != "/v1/batches"]
+    assert len(made) >= 6
+    for route in made:
+        body = await ask("POST", route.path, dict(route.example or {}))
+        if route.response is not None:
+            msgspec.json.decode(body, type=route.response)
+        if route.path == "/v1/responses":
+            stored = json.loads(body)["id"]
+    msgspec.json.decode(await ask("GET", f"/v1/responses/{stored}"), type=shapes.Response)
+    msgspec.json.decode(await ask("GET", f"/v1/responses/{stored}/input_items"), type=shapes.InputItemList)
+    msgspec.json.decode(await ask("GET", "/v1/models"), type=shapes.ModelList)
+
+
+@pytest.mark.django_db
+def test_the_page_shows_every_route_with_programs_that_compile(client: Client) -> None:
+    page = client.get("/api/docs")
+    assert page.status_code == 200
+    text = html.unescape(page.content.decode())
+    for route in ROUTER.routes:
+        assert route.path.replace(":path", "") in text and route.summary in text
+        compile(examples.write_python(route, "http://x"), route.path, "exec")
+    assert "style=" not in text and "<script>" not in text
+    answer = client.get("/api/openapi.json")
+    assert answer.headers["Access-Control-Allow-Origin"] == "*" and answer.json()["openapi"] == "3.1.0"
+    assert client.post("/api/openapi.json").status_code == 405
