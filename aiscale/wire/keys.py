@@ -16,7 +16,7 @@ HEARTBEAT_MS = 1_000
 MAX_ATTEMPTS = 3
 
 FINISHED = PREFIX + "finished"
-"""Stream, one `Finished` an entry (field ``0``). Consumer groups: ``settlement`` (spend), ``transcripts`` (chat). Trimmed by
+"""Stream, one `Finished` an entry (field ``0``; ``p`` and ``r`` when a web process must have taken it, see finish.lua). Consumer groups: ``settlement`` (spend), ``transcripts`` (chat). Trimmed by
 settlement behind what both have acknowledged; never by length, since it is money."""
 
 FINISHED_DEAD = PREFIX + "finished:dead"
@@ -62,6 +62,12 @@ def reader_presence(process_id: str) -> str:
 READER_BEAT_S = 2.0
 READER_PRESENCE_TTL_S = 12
 
+def web_progress(process_id: str) -> str:
+    """String: the last entry of `replies` that the process took, written before what is in it is handed on. Lives a day."""
+    return f"{PREFIX}webread:{process_id}"
+
+
+WEB_PROGRESS_TTL_S = 86_400
 REPLIES_MAXLEN = 50_000
 REPLIES_TTL_S = 120
 

@@ -89,4 +89,6 @@ def finish_arguments(
         keys.JOB_LOG_TTL_S,
         keys.JOB_RECORD_AFTER_S,
         event.prompt_tokens + event.completion_tokens,
+        # an answer with a log is kept, and so delivered, whatever becomes of the web process
+        "" if keep_log else reply_to,
     ]

@@ -31,7 +31,7 @@ from aiscale.observability import JOBS_FINISHED, SETTLED, SETTLEMENT_LAG_SECONDS
 from aiscale.wire import keys
 from aiscale.wire.codec import decode_event
 from aiscale.wire.events import Finished
-from apps.spend import balance, budgets, holds, periods, stream, totals, usage
+from apps.spend import balance, budgets, delivery, holds, periods, stream, totals, usage
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ BATCH_EVENTS = 200
 BLOCK_MS = 500
 CLAIM_IDLE_MS = 5_000
 """An entry that a consumer has not acknowledged for so long belongs to one that died."""
+UNDECIDED_BLOCK_MS = 50
 CLAIM_EACH_S = 2.0
 CHORES_EACH_S = 5.0
 CHANGED_WITHIN_S = 60
@@ -129,11 +130,14 @@ class Settler:
         self._next_claim = self._next_chores = self._next_presence = 0.0
         self._has_groups = False
         self._reads_own_pending = True
+        self._undecided: list[stream.Entry] = []
+        """Whether these were delivered is not known yet; they are pending in the stream."""
 
     def start_over(self) -> None:
         """Forget what is known of both servers, after one of them failed; entries in hand are read again first."""
         self._has_groups = False
         self._reads_own_pending = True
+        self._undecided = []
         try:
             connection.close()
         except (DatabaseError, InterfaceError):
@@ -147,8 +151,10 @@ class Settler:
         if not self._has_groups:
             stream.ensure_groups(self.client)
             self._has_groups = True
-        entries = self._read(block_ms)
-        self.settle_entries(entries)
+        entries = self._read(min(block_ms, UNDECIDED_BLOCK_MS) if self._undecided else block_ms)
+        judged = delivery.judge(self.client, [*self._undecided, *entries])
+        self._undecided = judged.undecided
+        self.settle_entries(judged.delivered, judged.lost)
         now = time.monotonic()
         if now >= self._next_presence:
             # written only by a round that came through: a settlement that cannot settle is not there
@@ -163,26 +169,30 @@ class Settler:
             self._next_chores = now + CHORES_EACH_S
         return len(entries)
 
-    def settle_entries(self, entries: Sequence[stream.Entry]) -> None:
-        """Charge a batch, one SQL transaction; entries that can never be charged go to `keys.FINISHED_DEAD`.
+    def settle_entries(self, entries: Sequence[stream.Entry], lost: Sequence[stream.Entry] = ()) -> None:
+        """Charge a batch, one SQL transaction; ``lost`` answers reached nobody and cost nothing. Entries that can never be charged go to
+        `keys.FINISHED_DEAD`.
 
         Raises: RedisError, OSError, django.db.Error.
         """
-        deliveries = [delivery for entry in entries if (delivery := self._decode(entry))]
+        deliveries = [found for entry in entries if (found := self._decode(entry))]
+        deliveries += [
+            Delivery(entry, delivery.make_lost(found.event)) for entry in lost if (found := self._decode(entry))
+        ]
         if not deliveries:
             return
         try:
             _charge(self.client, deliveries)
         except (DataError, IntegrityError):
             # one of them is to blame: each for itself, so that the rest is not kept waiting
-            for delivery in deliveries:
-                self._charge_or_bury(delivery)
+            for each in deliveries:
+                self._charge_or_bury(each)
 
-    def _charge_or_bury(self, delivery: Delivery) -> None:
+    def _charge_or_bury(self, each: Delivery) -> None:
         try:
-            _charge(self.client, [delivery])
+            _charge(self.client, [each])
         except (DataError, IntegrityError) as error:
-            self._bury(delivery.entry, error)
+            self._bury(each.entry, error)
 
     def _read(self, block_ms: int) -> list[stream.Entry]:
         now = time.monotonic()

@@ -16,10 +16,15 @@ FORGET_CONSUMER_MS = 3_600_000
 
 
 class Entry(NamedTuple):
-    """Hold one entry: its id, which begins with its time in epoch ms, and the encoded event."""
+    """Hold one entry: its id, which begins with its time in epoch ms, and the encoded event.
+
+    ``process`` and ``reply``: the web process that must have taken this entry of its replies; '' when nobody must.
+    """
 
     entry_id: str
     data: bytes
+    process: str = ""
+    reply: str = ""
 
 
 def ensure_groups(client: Redis) -> None:
@@ -79,9 +84,9 @@ def trim(client: Redis) -> int:
             if first is None:
                 # acknowledged since: next time
                 return 0
-            oldest.append(_parse(first))
+            oldest.append(parse_id(first))
         else:
-            ms, sequence = _parse(group["last-delivered-id"])
+            ms, sequence = parse_id(group["last-delivered-id"])
             oldest.append((ms, sequence + 1))
     if len(oldest) < len(GROUPS):
         return 0
@@ -99,7 +104,7 @@ def forget_consumers(client: Redis) -> None:
 
 def age_s(entry: Entry) -> float:
     """Return the seconds since the entry was written, by the two servers' clocks."""
-    return max(periods.now_ms() - _parse(entry.entry_id)[0], 0) / 1000
+    return max(periods.now_ms() - parse_id(entry.entry_id)[0], 0) / 1000
 
 
 def _entries(client: Redis, rows: list[tuple[bytes, dict[bytes, bytes] | None]], group: str) -> list[Entry]:
@@ -107,14 +112,16 @@ def _entries(client: Redis, rows: list[tuple[bytes, dict[bytes, bytes] | None]],
     for raw_id, fields in rows:
         entry_id = _text(raw_id)
         if fields:
-            entries.append(Entry(entry_id, fields.get(b"0", b"")))
+            entries.append(
+                Entry(entry_id, fields.get(b"0", b""), _text(fields.get(b"p", b"")), _text(fields.get(b"r", b"")))
+            )
         else:
             # deleted by hand while it was pending: nothing is left to read
             client.xack(keys.FINISHED, group, entry_id)
     return entries
 
 
-def _parse(entry_id: bytes | str) -> tuple[int, int]:
+def parse_id(entry_id: bytes | str) -> tuple[int, int]:
     ms, _, sequence = _text(entry_id).partition("-")
     return int(ms), int(sequence or 0)
 
