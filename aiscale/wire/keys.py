@@ -16,7 +16,8 @@ HEARTBEAT_MS = 1_000
 MAX_ATTEMPTS = 3
 
 FINISHED = PREFIX + "finished"
-"""Stream, one `Finished` an entry (field ``0``; ``p`` and ``r`` when a web process must have taken it, see finish.lua). Consumer groups: ``settlement`` (spend), ``transcripts`` (chat). Trimmed by
+"""Stream, one `Finished` an entry (field ``0``; ``p`` and ``r`` when a web process must have taken it, see finish.lua). Consumer
+groups: ``settlement`` (spend), ``transcripts`` (chat). Trimmed by
 settlement behind what both have acknowledged; never by length, since it is money."""
 
 FINISHED_DEAD = PREFIX + "finished:dead"

@@ -52,11 +52,13 @@ class Reader:
         while task is not None and not task.cancelling():
             try:
                 client: Any = redis_clients.get_async_reader()
+                if time.monotonic() - self._told_at > keys.READER_BEAT_S:
+                    await self._tell_progress(last)
                 answer = await client.xread({name: last}, count=READ_COUNT, block=BLOCK_MS)
                 pause_s = 0.05
                 entries = answer[0][1] if answer else ()
-                reached = entries[-1][0].decode() if entries else last
-                await self._tell_progress(reached, must=any(_tells_an_end(fields) for _, fields in entries))
+                if any(_tells_an_end(fields) for _, fields in entries):
+                    await self._tell_progress(entries[-1][0].decode())
                 for entry_id, fields in entries:
                     last = entry_id.decode()
                     self._hand_out(fields)
@@ -68,19 +70,16 @@ class Reader:
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, 1.0)
 
-    async def _tell_progress(self, reached: str, *, must: bool) -> None:
+    async def _tell_progress(self, reached: str) -> None:
         """Say that this process is there and what it took, before it hands it on: an answer that nobody took is not charged.
 
         I/O: one Redis trip, every `keys.READER_BEAT_S` and whenever an answer ends.
         """
-        now = time.monotonic()
-        if not must and now - self._told_at < keys.READER_BEAT_S:
-            return
         pipeline: Any = redis_clients.get_async().pipeline(transaction=False)
         pipeline.set(keys.web_progress(self.process_id), reached, ex=keys.WEB_PROGRESS_TTL_S)
         pipeline.set(keys.reader_presence(self.process_id), 1, ex=keys.READER_PRESENCE_TTL_S)
         await pipeline.execute()
-        self._told_at = now
+        self._told_at = time.monotonic()
 
     def _hand_out(self, fields: dict[bytes, bytes]) -> None:
         for _, data in sorted((int(number), data) for number, data in fields.items()):

@@ -31,7 +31,7 @@ from aiscale.observability import JOBS_FINISHED, SETTLED, SETTLEMENT_LAG_SECONDS
 from aiscale.wire import keys
 from aiscale.wire.codec import decode_event
 from aiscale.wire.events import Finished
-from apps.spend import balance, budgets, delivery, holds, periods, stream, totals, usage
+from apps.spend import balance, budgets, holds, periods, receipts, stream, totals, usage
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class Settler:
             stream.ensure_groups(self.client)
             self._has_groups = True
         entries = self._read(min(block_ms, UNDECIDED_BLOCK_MS) if self._undecided else block_ms)
-        judged = delivery.judge(self.client, [*self._undecided, *entries])
+        judged = receipts.judge(self.client, [*self._undecided, *entries])
         self._undecided = judged.undecided
         self.settle_entries(judged.delivered, judged.lost)
         now = time.monotonic()
@@ -177,7 +177,7 @@ class Settler:
         """
         deliveries = [found for entry in entries if (found := self._decode(entry))]
         deliveries += [
-            Delivery(entry, delivery.make_lost(found.event)) for entry in lost if (found := self._decode(entry))
+            Delivery(entry, receipts.make_lost(found.event)) for entry in lost if (found := self._decode(entry))
         ]
         if not deliveries:
             return

@@ -27,7 +27,10 @@ class Judged(NamedTuple):
 
 
 def judge(client: Redis, entries: Sequence[stream.Entry]) -> Judged:
-    """Say of each entry what became of its answer. I/O: one Redis trip, none when nothing must be delivered. Raises: RedisError, OSError."""
+    """Say of each entry what became of its answer.
+
+    I/O: one Redis trip, none when nothing must be delivered. Raises: RedisError, OSError.
+    """
     judged = Judged([entry for entry in entries if not entry.process], [], [])
     awaited = [entry for entry in entries if entry.process]
     if not awaited:

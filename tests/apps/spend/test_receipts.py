@@ -5,7 +5,7 @@ from redis import Redis
 
 from aiscale.wire import keys
 from aiscale.wire.codec import encode_event
-from apps.spend import delivery, periods, stream
+from apps.spend import periods, receipts, stream
 from apps.spend.models import UsageRecord
 from apps.spend.settlement import Settler
 from tests.apps.spend.cast import make_finished, make_organization, warm
@@ -35,7 +35,7 @@ def test_each_entry_is_judged(client: Redis, progress: str | None, alive: bool, 
         client.set(keys.web_progress("w"), progress)
     if alive:
         client.set(keys.reader_presence("w"), 1)
-    judged = delivery.judge(client, [stream.Entry("1-0", b"", "w", "5-0"), stream.Entry("2-0", b"")])
+    judged = receipts.judge(client, [stream.Entry("1-0", b"", "w", "5-0"), stream.Entry("2-0", b"")])
     places = {name: [entry.entry_id for entry in getattr(judged, name)] for name in judged._fields}
     assert places.pop("delivered") == (["2-0", "1-0"] if expected == "delivered" else ["2-0"])
     assert [name for name, found in places.items() if found] == ([] if expected == "delivered" else [expected])
@@ -78,5 +78,5 @@ def test_a_crash_while_it_is_undecided_loses_nothing(client: Redis) -> None:
     entries = stream.claim(client, "another", idle_ms=0, count=10)
     assert [entry.process for entry in entries] == ["slow"]
     follower = Settler(client)
-    follower.settle_entries(delivery.judge(client, entries).delivered)
+    follower.settle_entries(receipts.judge(client, entries).delivered)
     assert UsageRecord.objects.get(job_id="job_slow").cost_nanousd > 0
