@@ -63,6 +63,7 @@ def reader_presence(process_id: str) -> str:
 READER_BEAT_S = 2.0
 READER_PRESENCE_TTL_S = 12
 
+
 def web_progress(process_id: str) -> str:
     """String: the last entry of `replies` that the process took, written before what is in it is handed on. Lives a day."""
     return f"{PREFIX}webread:{process_id}"

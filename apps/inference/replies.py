@@ -56,7 +56,7 @@ class Reader:
                     await self._tell_progress(last)
                 answer = await client.xread({name: last}, count=READ_COUNT, block=BLOCK_MS)
                 pause_s = 0.05
-                entries = answer[0][1] if answer else ()
+                entries: Any = answer[0][1] if answer else ()
                 if any(_tells_an_end(fields) for _, fields in entries):
                     await self._tell_progress(entries[-1][0].decode())
                 for entry_id, fields in entries:
