@@ -98,6 +98,15 @@ async def admit(ask: Ask) -> Admitted:
     )
 
 
+async def explain(ask: Ask) -> list[refusals.Check]:
+    """Say how each check of the gate would go for this request, and count and hold nothing. The first that refuses is what a caller reads.
+
+    I/O: as `admit`. Raises: AiscaleError (BACKEND_UNAVAILABLE).
+    """
+    answer, plan, now_ms = await _decide(ask, explain=True)
+    return refusals.read_checks(answer, ask.model, plan, now_ms)
+
+
 async def release(tag: BillingTag, model: str, job_id: str) -> None:
     """Give back the hold of a job that could not be sent, and its tokens. Its request stays counted. Idempotent.
 

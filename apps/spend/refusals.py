@@ -37,6 +37,15 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.plan[:1].upper()}{self.plan[1:]}"
 
 
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """Say how one check of the gate went, with its numbers. ``message`` is what a caller who is refused by it would read."""
+
+    code: Code
+    passes: bool
+    facts: Mapping[str, str]
+    message: str = ""
+
+
 class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
     """Name the budget that a request did not fit into, and its numbers."""
 
@@ -60,6 +69,17 @@ def read(answer: Sequence[str], model: str, plan: str, now_ms: int) -> Refusal:
         plan=plan,
         now_ms=now_ms,
     )
+
+
+def read_checks(answer: Sequence[Sequence[str]], model: str, plan: str, now_ms: int) -> list[Check]:
+    """Read what admit.lua explained (see its header)."""
+    checks = []
+    for code, verdict, *facts in answer[1:]:
+        refusal = read(["refused", code, *[""] * RATE_PARTS, *facts], model, plan, now_ms)
+        passes = verdict == "pass"
+        message = "" if passes else make_error(refusal).message
+        checks.append(Check(code=refusal.code, passes=passes, facts=refusal.facts, message=message))
+    return checks
 
 
 def read_exhausted(refusal: Refusal) -> Exhausted:
