@@ -147,20 +147,20 @@ def spend(scope: str) -> str:
 
 
 def holds(scope: str) -> str:
-    """Sorted set: job id -> epoch ms at which its hold expires. Every running job is in all of its scopes, with or without budgets, so
-    that a new budget counts what is running."""
+    """Sorted set: `hold` -> epoch ms at which it expires. Every running job is in all of its scopes, with or without budgets, so that a
+    new budget counts what is running."""
     return f"{PREFIX}holds:{scope}"
+
+
+def hold(job_id: str, nanousd: int) -> str:
+    """Member of `holds`: the job, and how much is held for it."""
+    return f"{job_id}:{nanousd}"
 
 
 def in_flight(scope: str) -> str:
     """Sorted set: job id -> epoch ms at which its hold expires, of an organization or a key: its requests in flight. Placed by the gate; a
     job leaves it in the step in which it ends (``lua/finish.lua``), before it is settled, or when its hold is given back."""
     return f"{PREFIX}inflight:{scope}"
-
-
-def hold_amounts(scope: str) -> str:
-    """Hash: job id -> held nano-USD, for each member of `holds`."""
-    return f"{PREFIX}holdamounts:{scope}"
 
 
 def rate(scope: str) -> str:

@@ -113,7 +113,7 @@ async def release(tag: BillingTag, model: str, job_id: str) -> None:
     I/O: one Redis trip. A failure is logged and not raised: the hold then expires by itself.
     """
     scopes = budgets.list_scopes_of(tag, model)
-    await _give_back(holds.End(job_id, scopes, tag.hold_tokens, tag.admitted_at_ms))
+    await _give_back(holds.End(job_id, tag.hold_nanousd, scopes, tag.hold_tokens, tag.admitted_at_ms))
 
 
 async def run_gate(client: aioredis.Redis, ask: Ask, *, plan: str, now_ms: int, explain: bool = False) -> list[Any]:
@@ -143,7 +143,7 @@ async def run_gate(client: aioredis.Redis, ask: Ask, *, plan: str, now_ms: int, 
         keys.model_served(ask.model),
     ]
     for scope in scopes:
-        names += [keys.spend(scope), keys.holds(scope), keys.hold_amounts(scope)]
+        names += [keys.spend(scope), keys.holds(scope)]
     args: list[str | int] = [
         ask.job_id,
         caller.organization_id,
@@ -210,7 +210,7 @@ async def _ask_once(ask: Ask, plan: str, now_ms: int, explain: bool) -> list[Any
         raise redis_clients.unavailable() from error
     except asyncio.CancelledError:
         # the caller left while the script may have run: nobody would use that hold
-        end = holds.End(ask.job_id, _list_scopes(ask, plan), ask.worst_tokens, now_ms)
+        end = holds.End(ask.job_id, ask.worst_nanousd, _list_scopes(ask, plan), ask.worst_tokens, now_ms)
         task = asyncio.create_task(_give_back(end))
         _background.add(task)
         task.add_done_callback(_background.discard)

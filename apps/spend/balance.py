@@ -58,7 +58,7 @@ def publish(scope: str) -> None:
             span, total = spans[part.period], found[part.period]
             args += [part.period, *span, total.spent_nanousd, total.revision]
             args += [part.limit, part.raise_nanousd, part.raise_until_ms]
-        get_script("rebuild").run(client, [keys.spend(scope), keys.hold_amounts(scope)], args)
+        get_script("rebuild").run(client, [keys.spend(scope), keys.holds(scope)], args)
         written = (definition, found)
     log.warning("the totals of %s changed under each of %d looks; settlement writes them", scope, PUBLISH_ATTEMPTS)
 

@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from typing import Any, NamedTuple
 
 from django.conf import settings
@@ -93,7 +94,12 @@ def write_definition(parts: Iterable[Part]) -> str:
 
 def plans_definition() -> str:
     """Write the budget of an organization that has no row of its own."""
-    return write_definition(_make_parts("organization:", []))
+    return _write_plans(zone_of(""))
+
+
+@cache
+def _write_plans(zone: str) -> str:
+    return write_definition([Part("monthly", zone, PLANS_LIMIT, 0, 0)])
 
 
 def read_signature() -> str:

@@ -24,6 +24,7 @@ class End(NamedTuple):
     """Say that a job is over: whose hold ends, and how many of the tokens counted at admission were not used."""
 
     job_id: str
+    hold_nanousd: int
     scopes: tuple[str, ...]
     unused_tokens: int
     admitted_at_ms: int
@@ -68,26 +69,26 @@ def _settle_arguments(ends: Sequence[End], spent: Iterable[Total], entry_ids: Se
     totals_of: dict[str, list[Total]] = defaultdict(list)
     for end in ends:
         for scope in end.scopes:
-            by_scope[scope][end.job_id] = end
+            by_scope[scope][keys.hold(end.job_id, end.hold_nanousd)] = end
     for total in spent:
         totals_of[total.scope].append(total)
     names = [keys.FINISHED]
     scopes = []
     for scope in sorted({*by_scope, *totals_of}):
-        entry: dict[str, Any] = {"key": len(names) + 1, "jobs": list(by_scope[scope]), "refunds": {}}
-        names += [keys.spend(scope), keys.holds(scope), keys.hold_amounts(scope)]
+        entry: dict[str, Any] = {"key": len(names) + 1, "holds": list(by_scope[scope]), "refunds": {}}
+        names += [keys.spend(scope), keys.holds(scope)]
         entry["totals"] = [_describe(total) for total in totals_of[scope]]
         entry["in_flight"] = 0
         kind = scope.partition(":")[0]
         if kind in ("organization", "key") and by_scope[scope]:
             names.append(keys.in_flight(scope))
-            entry["in_flight"] = len(names)
-        unused = [end for end in by_scope[scope].values() if end.unused_tokens > 0]
+            entry |= {"in_flight": len(names), "jobs": [end.job_id for end in by_scope[scope].values()]}
+        unused = {hold: end for hold, end in by_scope[scope].items() if end.unused_tokens > 0}
         if kind in ("organization", "key") and unused:
             names.append(keys.token_rate(scope))
-            for end in unused:
+            for hold, end in unused.items():
                 second = end.admitted_at_ms // TOKEN_WINDOW_UNIT_MS
-                entry["refunds"][end.job_id] = [{"key": len(names), "second": str(second), "tokens": end.unused_tokens}]
+                entry["refunds"][hold] = [{"key": len(names), "second": str(second), "tokens": end.unused_tokens}]
         scopes.append(entry)
     return names, json.dumps({"entries": list(entry_ids), "scopes": scopes}, separators=(",", ":"))
 

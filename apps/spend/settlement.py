@@ -249,6 +249,7 @@ def _make_end(event: Finished) -> holds.End:
     used_tokens = 0 if event.finish_reason == "error" else event.prompt_tokens + event.completion_tokens
     return holds.End(
         job_id=event.job_id,
+        hold_nanousd=event.billing.hold_nanousd,
         scopes=budgets.list_scopes_of(event.billing, event.model),
         unused_tokens=max(event.billing.hold_tokens - used_tokens, 0),
         admitted_at_ms=event.billing.admitted_at_ms,

@@ -142,13 +142,12 @@ def _read_copy(scope: str, span: Span, now_ms: int) -> tuple[int | None, int]:
     try:
         pipeline = redis_clients.get_sync().pipeline(transaction=True)
         pipeline.hmget(keys.spend(scope), ["monthly_start_ms", "monthly_end_ms", "monthly_spent_nanousd"])
-        pipeline.hgetall(keys.hold_amounts(scope))
         pipeline.zrangebyscore(keys.holds(scope), f"({now_ms}", "+inf")
-        (start_ms, end_ms, spent), amounts, living = pipeline.execute()
+        (start_ms, end_ms, spent), living = pipeline.execute()
     except redis_clients.UNAVAILABLE:
         log.warning("Redis does not answer: held amounts are unknown", extra={"scope": scope})
         return None, 0
-    held = sum(int(amounts[job_id]) for job_id in living if job_id in amounts)
+    held = sum(int(hold.rpartition(b":")[2]) for hold in living)
     is_current = spent is not None and Span(int(start_ms), int(end_ms)) == span
     return (int(spent) if is_current else None), held
 

@@ -1,11 +1,12 @@
 -- Decide whether one request may run, and hold the most it can cost. The one gate: all checks and the hold are one script. Uses queue.lua.
 --
 -- KEYS  1 api key (hash; '' for a browser session)   2 organization (hash)   3 plan (hash)   4 killed (hash)   5 budgets (hash)
---       6 queue state of the model (hash, and the beginning of its lanes' names)   7, 8 requests and tokens in the organization's windows (hashes)
+--       6 queue state of the model (hash, and the beginning of the names of its lanes)
+--       7, 8 requests and tokens in the windows of the organization (hashes)
 --       9, 10 the same of the key ('' for a browser session)
 --       11, 12 requests in flight of the organization, and of the key ('' for a browser session) (zsets)
 --       13 queued jobs of the model (zset)   14 when a worker that serves the model was heard of last (string)
---       15... three for each scope: spend (hash), holds (zset), hold amounts (hash)
+--       15... two for each scope: spend (hash), holds (zset of <job id>:<nano-USD>)
 -- ARGV  1 job id   2 organization id   3 plan slug   4 model slug   5 worst cost (nano-USD)   6 worst count of tokens   7 now (epoch ms)
 --       8 hold expiry (epoch ms)   9 definition of an organization's budget of its own ('monthly|UTC|plan|0|0')
 --       10 most jobs that may wait for the model   11 1 to explain, else 0   12 provider of the model
@@ -23,8 +24,8 @@
 --   RATE is limit, remaining, reset_ms of requests, and the same of tokens ('' where tokens have no limit); the tighter of
 --   organization and key
 -- Example: EVAL ... '' aiscale:org:org_1 aiscale:plan:free aiscale:killed aiscale:budgets aiscale:queue:m aiscale:rate:organization:org_1
---          aiscale:tokenrate:organization:org_1 '' '' aiscale:inflight:organization:org_1 '' aiscale:queued:m aiscale:served:m aiscale:spend:organization:org_1 aiscale:holds:organization:org_1
---          aiscale:holdamounts:organization:org_1
+--          aiscale:tokenrate:organization:org_1 '' '' aiscale:inflight:organization:org_1 '' aiscale:queued:m aiscale:served:m
+--          aiscale:spend:organization:org_1 aiscale:holds:organization:org_1
 --          job_1 org_1 free m 5000 300 1700000000000 1700000360000 monthly|UTC|plan|0|0 256 0 local 9 30000 organization:org_1
 --          -> {'admitted', '20', '19', '3660000', '20000', '19700', '61000'}
 -- Atomic: every write stands below the last check, so a refusal, a 'load' or a 'plan' leaves every key as it was.
@@ -43,8 +44,8 @@ local function limit_of(text) return text and text ~= '' and tonumber(text) or n
 -- the scopes of the request, and where their keys are
 local scopes, own = {}, nil
 for i = 1, #ARGV - ARGS_BEFORE do
-  local at = KEYS_BEFORE + 3 * (i - 1)
-  local scope = {name = ARGV[ARGS_BEFORE + i], spend = KEYS[at + 1], holds = KEYS[at + 2], amounts = KEYS[at + 3]}
+  local at = KEYS_BEFORE + 2 * (i - 1)
+  local scope = {name = ARGV[ARGS_BEFORE + i], spend = KEYS[at + 1], holds = KEYS[at + 2]}
   scopes[i] = scope
   if scope.name == 'organization:' .. organization then own = scope end
 end
@@ -123,7 +124,8 @@ local function look(name, limit, window_s)
   w.units = math.ceil(window_s * 1000 / w.unit_ms)
   w.current = math.floor(now / w.unit_ms)
   w.first = w.current - w.units
-  local stored = redis.call('HMGET', name, 'unit_ms', 'used', 'oldest', 'newest')
+  local stored = redis.call('HMGET', name, 'unit_ms', 'used', 'oldest', 'newest', w.current)
+  w.counted = 0
   if not stored[1] then return w end
   if tonumber(stored[1]) ~= w.unit_ms then
     -- another plan's sixtieths: what was counted is taken to have come at the end of its own, but not later than now
@@ -147,9 +149,9 @@ local function look(name, limit, window_s)
     w.moved, w.oldest, w.newest = {}, nil, nil
     return w
   end
-  w.used = tonumber(stored[2])
+  w.used, w.counted = tonumber(stored[2]), tonumber(stored[5] or 0)
   if w.oldest < w.first then
-    for index = w.oldest, w.first - 1 do w.stale[#w.stale + 1] = int(index) end
+    for index = w.oldest, w.first - 1 do w.stale[#w.stale + 1] = index end
     for _, count in ipairs(redis.call('HMGET', name, unpack(w.stale))) do w.used = w.used - tonumber(count or 0) end
     w.oldest = w.first
   end
@@ -181,15 +183,16 @@ end
 local function count(w, amount)
   if w.moved then
     redis.call('DEL', w.name)
-    for index, moved in pairs(w.moved) do redis.call('HSET', w.name, int(index), int(moved)) end
+    for index, moved in pairs(w.moved) do redis.call('HSET', w.name, index, moved) end
+    w.counted = w.moved[w.current] or 0
   elseif #w.stale > 0 then
     redis.call('HDEL', w.name, unpack(w.stale))
   end
+  local is_new = w.moved or w.newest ~= w.current
   w.used = w.used + amount
   w.oldest, w.newest = math.min(w.oldest or w.current, w.current), math.max(w.newest or w.current, w.current)
-  redis.call('HINCRBY', w.name, int(w.current), int(amount))
-  redis.call('HSET', w.name, 'unit_ms', int(w.unit_ms), 'used', int(w.used), 'oldest', int(w.oldest), 'newest', int(w.newest))
-  redis.call('PEXPIRE', w.name, int((w.units + 2) * w.unit_ms))
+  redis.call('HSET', w.name, w.current, w.counted + amount, 'unit_ms', w.unit_ms, 'used', w.used, 'oldest', w.oldest, 'newest', w.newest)
+  if is_new then redis.call('PEXPIRE', w.name, (w.units + 2) * w.unit_ms) end
 end
 
 local windows = {}
@@ -247,7 +250,8 @@ for _, pair in ipairs({{'plan', plan[6]}, {'key', key[8]}}) do
   end
 end
 -- a client that lost the answer and asked again is admitted once
-if redis.call('ZSCORE', own.holds, job) then return admitted() end
+local member = job .. ':' .. ARGV[5]
+if redis.call('ZSCORE', own.holds, member) then return admitted() end
 
 -- the rates
 for _, w in ipairs(windows) do
@@ -285,19 +289,16 @@ if (explain or overflow) and refuses(not overflow, 'queue_full', 'why', overflow
   'limit', int(most_queued), 'wait_ms', queue.wait_ms and int(queue.wait_ms) or '', 'longest_ms', longest_ms and int(longest_ms) or '',
   'retry_ms', int(again_in_ms)) then return refusal end
 
--- the budgets: the whole worst case fits into each of them, or nothing is held
+-- the budgets: the whole worst case fits into each of them, or nothing is held; holds that have expired count no more
 for _, scope in ipairs(scopes) do
-  scope.expired, scope.freed = redis.call('ZRANGEBYSCORE', scope.holds, '-inf', now), 0
   if scope.budgets then
-    for from = 1, #scope.expired, 1000 do
-      local ids = {unpack(scope.expired, from, math.min(from + 999, #scope.expired))}
-      for _, amount in ipairs(redis.call('HMGET', scope.amounts, unpack(ids))) do scope.freed = scope.freed + tonumber(amount or 0) end
-    end
-    local held = math.max(scope.held - scope.freed, 0)
+    scope.expired, scope.freed = redis.call('ZRANGEBYSCORE', scope.holds, '-inf', now), 0
+    for _, hold in ipairs(scope.expired) do scope.freed = scope.freed + tonumber(string.match(hold, ':(%d+)$')) end
+    scope.held = math.max(scope.held - scope.freed, 0)
     for _, budget in ipairs(scope.budgets) do
-      local fits = not budget.most or budget.spent + held + worst <= budget.most
+      local fits = not budget.most or budget.spent + scope.held + worst <= budget.most
       if (explain or not fits) and refuses(fits, 'insufficient_quota', 'scope', scope.name, 'period', budget.period,
-        'spent_nanousd', int(budget.spent), 'held_nanousd', int(held), 'worst_nanousd', int(worst),
+        'spent_nanousd', int(budget.spent), 'held_nanousd', int(scope.held), 'worst_nanousd', int(worst),
         'limit_nanousd', budget.most and int(budget.most) or '', 'ends_at_ms', budget.ends_at_ms) then return refusal end
     end
   end
@@ -306,18 +307,14 @@ if explain then return report end
 
 -- admitted: from here on it only writes
 for _, scope in ipairs(scopes) do
-  for from = 1, #scope.expired, 1000 do
-    local ids = {unpack(scope.expired, from, math.min(from + 999, #scope.expired))}
-    redis.call('ZREM', scope.holds, unpack(ids))
-    redis.call('HDEL', scope.amounts, unpack(ids))
-  end
-  redis.call('ZADD', scope.holds, ARGV[8], job)
-  redis.call('HSET', scope.amounts, job, ARGV[5])
-  if scope.budgets then redis.call('HSET', scope.spend, 'held_nanousd', int(math.max(scope.held - scope.freed, 0) + worst)) end
+  -- a job of the organization's was lost: then its holds go from all scopes, also from those that nobody looks at
+  if #own.expired > 0 or (scope.expired and #scope.expired > 0) then redis.call('ZREMRANGEBYSCORE', scope.holds, '-inf', now) end
+  redis.call('ZADD', scope.holds, ARGV[8], member)
+  if scope.budgets then redis.call('HSET', scope.spend, 'held_nanousd', scope.held + worst) end
 end
 for _, name in ipairs({KEYS[11], KEYS[12]}) do
   if name ~= '' then
-    redis.call('ZREMRANGEBYSCORE', name, '-inf', now)
+    if #own.expired > 0 then redis.call('ZREMRANGEBYSCORE', name, '-inf', now) end
     redis.call('ZADD', name, ARGV[8], job)
   end
 end

@@ -1,10 +1,10 @@
 -- Write a scope's fast copy: its budgets, and what Postgres says was spent. Holds that are in Redis stay and are summed up anew.
 --
--- KEYS  1 spend (hash)   2 hold amounts (hash)
+-- KEYS  1 spend (hash)   2 holds (zset of <job id>:<nano-USD>)
 -- ARGV  1 definition of the scope's budgets   then eight for each period: period, start_ms, end_ms (epoch ms), spent (nano-USD),
 --       revision, limit (nano-USD; '' = none, 'plan' = the plan's), raise (nano-USD), raise until (epoch ms)
 -- Returns 1.
--- Example: EVAL ... aiscale:spend:site aiscale:holdamounts:site  monthly|UTC|5000|0|0 monthly 1698796800000 1701388800000 4200 7 5000 0 0
+-- Example: EVAL ... aiscale:spend:site aiscale:holds:site  monthly|UTC|5000|0|0 monthly 1698796800000 1701388800000 4200 7 5000 0 0
 --          -> 1
 -- Atomic: spent, held and limits are of one moment. Of two revisions of one period the newer one stays, whoever comes last.
 local fields, kept = {'definition', ARGV[1]}, {}
@@ -21,7 +21,7 @@ for i = 2, #ARGV, 8 do
   end
 end
 local held = 0
-for _, amount in ipairs(redis.call('HVALS', KEYS[2])) do held = held + tonumber(amount) end
+for _, hold in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do held = held + tonumber(string.match(hold, ':(%d+)$')) end
 fields[#fields + 1], fields[#fields + 2] = 'held_nanousd', string.format('%.0f', held)
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], unpack(fields))

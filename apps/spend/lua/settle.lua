@@ -1,16 +1,17 @@
 -- End the holds of finished jobs, take over what their scopes spent, correct the count of tokens, and acknowledge the jobs' events.
 --
--- KEYS  1 finished (stream)   then, as ARGV[2] says, three for each scope: spend (hash), holds (zset), hold amounts (hash); the
+-- KEYS  1 finished (stream)   then, as ARGV[2] says, two for each scope: spend (hash), holds (zset of <job id>:<nano-USD>); the
 --       token windows (hashes) and the requests in flight (zsets)
 -- ARGV  1 consumer group
 --       2 JSON {entries: [stream entry id, ...],
---               scopes: [{key: index of its first key, in_flight: index of that key or 0, jobs: [job id, ...],
+--               scopes: [{key: index of its first key, in_flight: index of that key or 0, jobs: [job id, ...] in there,
+--                         holds: [<job id>:<nano-USD>, ...],
 --                         totals: [{period, start_ms, end_ms, spent_nanousd, revision}, ...],
---                         refunds: {job id: [{key: index of a token window, second: which one, tokens: how many too many}]}}, ...]}
+--                         refunds: {hold: [{key: index of a token window, second: which one, tokens: how many too many}]}}, ...]}
 --         Money and times are texts: they are whole numbers, and stay exact.
 -- Returns the number of holds that were ended.
--- Example: EVAL ... aiscale:finished aiscale:spend:site aiscale:holds:site aiscale:holdamounts:site  settlement
---          {"entries": ["1700000000000-0"], "scopes": [{"key": 2, "in_flight": 0, "jobs": ["job_1"], "totals": [{"period": "monthly",
+-- Example: EVAL ... aiscale:finished aiscale:spend:site aiscale:holds:site  settlement
+--          {"entries": ["1700000000000-0"], "scopes": [{"key": 2, "in_flight": 0, "holds": ["job_1:5000"], "totals": [{"period": "monthly",
 --          "start_ms": "1698796800000", "end_ms": "1701388800000", "spent_nanousd": "4200", "revision": 7}], "refunds": {}}]}  -> 1
 -- Atomic: a hold ends in the step in which its cost is counted as spent, so at no moment do both or neither count.
 --
@@ -21,14 +22,15 @@ local function int(value) return string.format('%.0f', value) end
 local ended = 0
 
 for _, scope in ipairs(task.scopes) do
-  local spend, holds, amounts = KEYS[scope.key], KEYS[scope.key + 1], KEYS[scope.key + 2]
+  local spend, holds = KEYS[scope.key], KEYS[scope.key + 1]
   local freed = 0
-  if #scope.jobs > 0 then
-    for i, amount in ipairs(redis.call('HMGET', amounts, unpack(scope.jobs))) do
+  if #scope.holds > 0 then
+    for i, score in ipairs(redis.call('ZMSCORE', holds, unpack(scope.holds))) do
       -- a hold that is there is one that was not ended before: its tokens are corrected once
-      if amount then
-        freed = freed + tonumber(amount)
-        for _, refund in ipairs(scope.refunds[scope.jobs[i]] or {}) do
+      if score then
+        local hold = scope.holds[i]
+        freed = freed + tonumber(string.match(hold, ':(%d+)$'))
+        for _, refund in ipairs(scope.refunds[hold] or {}) do
           if redis.call('HEXISTS', KEYS[refund.key], refund.second) == 1 then
             redis.call('HINCRBY', KEYS[refund.key], refund.second, -refund.tokens)
             redis.call('HINCRBY', KEYS[refund.key], 'used', -refund.tokens)
@@ -36,8 +38,7 @@ for _, scope in ipairs(task.scopes) do
         end
       end
     end
-    ended = ended + redis.call('ZREM', holds, unpack(scope.jobs))
-    redis.call('HDEL', amounts, unpack(scope.jobs))
+    ended = ended + redis.call('ZREM', holds, unpack(scope.holds))
     -- those that ended left already; one that was never sent leaves now
     if scope.in_flight > 0 then redis.call('ZREM', KEYS[scope.in_flight], unpack(scope.jobs)) end
   end

@@ -46,7 +46,7 @@ def test_every_check_is_there_with_its_numbers_and_nothing_is_counted(cast: Cast
     assert names == [
         *("invalid_api_key", "key_expired", "key_revoked", "account_inactive", "killed"),
         *("model_not_allowed", "model_not_allowed", "rate_limit_exceeded", "rate_limit_exceeded"),
-        *("too_many_in_flight", "queue_full", "insufficient_quota"),
+        *("too_many_in_flight", "backend_unavailable", "queue_full", "insufficient_quota"),
     ]
     tokens = answer["checks"][8]
     assert (tokens["what"], tokens["limit"], tokens["used"], tokens["asked"]) == ("tokens", 2_000_000, 0, 30)

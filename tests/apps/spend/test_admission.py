@@ -42,6 +42,7 @@ async def give_back(caller: Caller, admitted: Admitted) -> None:
         plan=admitted.plan,
         hold_tokens=admitted.worst_tokens,
         admitted_at_ms=admitted.admitted_at_ms,
+        hold_nanousd=1000,
         key_id=caller.key_id,
     ).billing
     await release(tag, MODEL, admitted.job_id)
@@ -59,8 +60,8 @@ async def test_an_admitted_request_is_counted_and_held(client: Redis, organizati
     assert admitted.headers["x-ratelimit-remaining-requests"] == "999"
     assert admitted.headers["x-ratelimit-reset-requests"].startswith("1h")
     assert read_spend(scope_of(organization))["held_nanousd"] == "12345"
-    assert client.zscore(keys.holds(scope_of(organization)), ask.job_id) == ask.deadline_at_ms + HOLD_GRACE_MS
-    assert client.hget(keys.hold_amounts(scope_of(organization)), ask.job_id) == b"12345"
+    hold = keys.hold(ask.job_id, 12_345)
+    assert client.zscore(keys.holds(scope_of(organization)), hold) == ask.deadline_at_ms + HOLD_GRACE_MS
 
 
 async def test_the_same_job_asked_twice_is_counted_once(organization):
@@ -233,7 +234,8 @@ async def test_m2_a_hold_expires_by_itself(client):
         "too_many_in_flight",
     ]
     assert (await run_gate(gate, asked_later, plan="free", now_ms=expiry_ms))[0] == "admitted"
-    assert client.hkeys(keys.hold_amounts(scope_of(organization))) == [asked_later.job_id.encode()]
+    for scope in ("site", scope_of(organization), "user:usr_1"):
+        assert client.zrange(keys.holds(scope), 0, -1) == [keys.hold(asked_later.job_id, 1000).encode()]
     assert read_spend(scope_of(organization))["held_nanousd"] == "1000"
 
 

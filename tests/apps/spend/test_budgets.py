@@ -49,8 +49,8 @@ async def test_m12_a_budget_of_any_scope_holds_the_whole_worst_case_or_refuses(c
     second = await admit(make_ask(caller, worst_nanousd=400))
     assert read_spend(scope)["held_nanousd"] == "1000"
     # what was not used is there for others
-    for admitted in (first, second):
-        await finish(caller, admitted.job_id)
+    for admitted, hold in ((first, 600), (second, 400)):
+        await finish(caller, admitted.job_id, hold_nanousd=hold)
     after = read_spend(scope)
     assert (after["held_nanousd"], after[f"{period}_spent_nanousd"]) == ("0", str(2 * PRICE))
     await admit(make_ask(caller, worst_nanousd=1000 - 2 * PRICE))
@@ -97,7 +97,7 @@ async def test_m2_expired_holds_of_others_free_the_sites_budget(caller, client):
     other = await stage("pro")
     asked = make_ask(make_caller(other), worst_nanousd=1000)
     await refused(asked)
-    expiry_ms = int(client.zscore(keys.holds("site"), dead.job_id))  # type: ignore[arg-type]
+    expiry_ms = int(client.zscore(keys.holds("site"), keys.hold(dead.job_id, 1000)))  # type: ignore[arg-type]
     answer = await run_gate(redis_clients.get_async(), asked, plan="pro", now_ms=expiry_ms)
     assert answer[0] == "admitted"
     assert read_spend("site")["held_nanousd"] == "1000"

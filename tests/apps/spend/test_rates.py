@@ -161,6 +161,7 @@ async def use(organization, caller, admitted: Admitted, **changes) -> None:
         organization.public_id,
         admitted.job_id,
         hold_tokens=admitted.worst_tokens,
+        hold_nanousd=1000,
         admitted_at_ms=admitted.admitted_at_ms,
         key_id=caller.key_id,
         **changes,
@@ -190,7 +191,7 @@ async def test_tokens_of_a_job_that_could_not_be_sent_come_back(client: Redis):
     organization = await stage(tokens_per_minute=1000)
     caller = make_caller(organization)
     admitted = await admit(make_ask(caller, worst_tokens=400))
-    end = holds.End(admitted.job_id, (scope_of(organization), "site"), 400, admitted.admitted_at_ms)
+    end = holds.End(admitted.job_id, 1000, (scope_of(organization), "site"), 400, admitted.admitted_at_ms)
     for _ in range(2):
         await holds.give_back(end)
     assert await left(caller) == 1000

@@ -51,9 +51,7 @@ async def test_m5_what_is_held_becomes_what_it_cost(client):
     await on_thread(lambda: settlement.Settler(client).turn(0 + 1))
     after = read_spend(scope_of(organization))
     assert (after["monthly_spent_nanousd"], after["held_nanousd"]) == ("65", "0")
-    assert (
-        client.zcard(keys.holds(scope_of(organization))) == client.hlen(keys.hold_amounts(scope_of(organization))) == 0
-    )
+    assert client.zcard(keys.holds(scope_of(organization))) == client.zcard(keys.holds("site")) == 0
 
 
 def test_the_record_says_all_and_the_ledger_balances(client, organization, settler):
@@ -342,8 +340,7 @@ def test_the_month_is_summed_up_with_and_without_redis(client, organization, set
     settler.turn(1)
     killswitch.restore()
     now_ms = periods.now_ms()
-    client.zadd(keys.holds(scope_of(organization)), {"living": now_ms + 60_000, "expired": now_ms - 1})
-    client.hset(keys.hold_amounts(scope_of(organization)), mapping={"living": 40, "expired": 60})
+    client.zadd(keys.holds(scope_of(organization)), {"living:40": now_ms + 60_000, "expired:60": now_ms - 1})
     summary = usage.month_summary(organization.public_id)
     assert (summary.spent_nanousd, summary.held_nanousd, summary.limit_nanousd) == (65, 40, 1_000_000_000)
     client.delete(keys.spend(scope_of(organization)))

@@ -26,6 +26,7 @@ NAMES = {
     "model_not_allowed": "model is allowed",
     "rate_limit_exceeded": "rate",
     "too_many_in_flight": "requests in flight",
+    "backend_unavailable": "workers of the model",
     "queue_full": "queue of the model",
     "insufficient_quota": "budget",
 }
@@ -103,6 +104,7 @@ async def _explain(
         worst_nanousd=model.terms.cost_nanousd(prompt_tokens, max_tokens or 0),
         worst_tokens=prompt_tokens + (max_tokens or 0),
         deadline_at_ms=periods.now_ms(),
+        priority=plan.priority,
     )
     return ask, await admission.explain(ask)
 
