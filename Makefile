@@ -1,11 +1,11 @@
 .DEFAULT_GOAL := help
-.PHONY: help up test lint check bench-gate clean
+.PHONY: help up test lint check bench-gate bench-encoder clean
 PYTHON ?= python3
 # extras of pyproject.toml, for example: make up EXTRAS=gpu
 EXTRAS ?=
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 	@echo 'Settings come from the environment; README.md lists them. For example: PORT=8001 make up'
 
 up: ## set everything up and run it: Postgres, Valkey, worker, settlement, web
@@ -31,6 +31,10 @@ check:
 bench-gate: ## measure admission: decisions a second, p50 and p99, beside a bare script and a PING
 	@$(PYTHON) deploy/install.py
 	@.venv/bin/python deploy/bench/gate.py
+
+bench-encoder: ## measure embeddings: texts a second beside a plain ONNX Runtime loop
+	@$(PYTHON) deploy/install.py
+	@PYTHONPATH=. .venv/bin/python deploy/bench/encoder.py
 
 clean: ## delete what was installed and cached; data in .data stays
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -99,6 +99,12 @@ class Env:
     execution_providers: str
     engine_slots: int
     engine_threads: int
+    encoder_batch: int
+    """The most texts of one encoder run."""
+    encoder_batch_tokens: int
+    """The most tokens of one encoder run, padding counted."""
+    encoder_wait_ms: int
+    """How long an encoder that is not idle may wait for more texts to share a run."""
     engine_runner: str
     """``onnx``, or ``fake``: a deterministic runner without a model, for tests of everything around it."""
     fake_step_ms: int
@@ -162,6 +168,9 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
         execution_providers=read_text(e, "AISCALE_EXECUTION_PROVIDERS"),
         engine_slots=slots,
         engine_threads=read_int(e, "AISCALE_ENGINE_THREADS", 0, low=0, high=512),
+        encoder_batch=read_int(e, "AISCALE_ENCODER_BATCH", 32, low=1, high=1024),
+        encoder_batch_tokens=read_int(e, "AISCALE_ENCODER_BATCH_TOKENS", 1024, low=1, high=1_048_576),
+        encoder_wait_ms=read_int(e, "AISCALE_ENCODER_WAIT_MS", 2, low=0, high=1000),
         engine_runner=runner,
         fake_step_ms=read_int(e, "AISCALE_FAKE_STEP_MS", 5, low=0, high=10_000),
         worker_models=read_list(e, "AISCALE_WORKER_MODELS"),

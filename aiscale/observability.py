@@ -34,6 +34,10 @@ ENGINE_STEP_SECONDS = Histogram(
 )
 ENGINE_TOKENS = Counter("aiscale_engine_tokens", "Tokens computed by the engine", ["model", "kind"])
 
+ENCODER_BATCH_TEXTS = Histogram(
+    "aiscale_encoder_batch_texts", "Texts of one encoder run", ["model"], buckets=(1, 2, 4, 8, 16, 24, 32, 64, 128)
+)
+
 LOG_FIELDS = ("request_id", "job_id", "organization_id", "model", "worker_id", "code", "event")
 """What a log call may pass in ``extra``; other extras are dropped, so that no prompt and no secret slips in."""
 

@@ -8,12 +8,18 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from aiscale.observability import ENGINE_RUNNING, ENGINE_STEP_SECONDS, ENGINE_TOKENS, ENGINE_WAITING
+from aiscale.observability import (
+    ENCODER_BATCH_TEXTS,
+    ENGINE_RUNNING,
+    ENGINE_STEP_SECONDS,
+    ENGINE_TOKENS,
+    ENGINE_WAITING,
+)
 from aiscale.wire import scopes
 from aiscale.wire.jobs import EncodeJob, GenerateJob
 from aiscale.wire.manifest import TOKENIZER_FILE, Manifest
 from workers.config import ENV, list_served
-from workers.engine.encoding import EncoderThread, EncodeTask
+from workers.engine.encoding import BatchReport, EncoderThread, EncodeTask
 from workers.engine.engine import Engine
 from workers.engine.runner_fake import FakeEncoder, FakeRunner
 from workers.engine.sequence import Sequence
@@ -119,7 +125,13 @@ class Serving:
             engine.start(f"engine-{name}")
             self._engines[name] = engine
         else:
-            encoder = EncoderThread(_open_encoder(directory, manifest, self.providers))
+            encoder = EncoderThread(
+                _open_encoder(directory, manifest, self.providers),
+                max_batch=ENV.encoder_batch,
+                max_batch_tokens=ENV.encoder_batch_tokens,
+                max_wait_s=ENV.encoder_wait_ms / 1000,
+                on_batch=_meter_batches(name),
+            )
             encoder.start(f"encoder-{name}")
             self._encoders[name] = encoder
         generates = manifest.kind == "generate"
@@ -228,6 +240,16 @@ def _meter(name: str) -> Any:
         ENGINE_TOKENS.labels(name, "completion").inc(decoded)
 
     return on_step
+
+
+def _meter_batches(name: str) -> Any:
+    def on_batch(report: BatchReport) -> None:
+        ENGINE_STEP_SECONDS.labels(name).observe(report.seconds)
+        ENGINE_WAITING.labels(name).set(report.waiting)
+        ENGINE_TOKENS.labels(name, "prompt").inc(report.tokens)
+        ENCODER_BATCH_TEXTS.labels(name).observe(report.texts)
+
+    return on_batch
 
 
 __all__ = ["Serving", "close_serving", "get_serving", "open_serving"]

@@ -11,6 +11,8 @@ import msgspec
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 GRAPH_FILE = "model.onnx"
+PADDED_GRAPH_FILE = "model.padded.onnx"
+"""Of encoders: the graph for batches of texts of different lengths. `GRAPH_FILE` takes equal ones alone."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

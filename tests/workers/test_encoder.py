@@ -1,6 +1,11 @@
 """Show that the fused encoder computes MiniLM, against a plain numpy forward pass from the very weights."""
 
+import json
+import logging
 import math
+import re
+import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ from workers.artifacts import build
 from workers.artifacts.fetch import fetch
 from workers.engine.encoder import OnnxEncoder
 from workers.engine.providers import CPU
+from workers.engine.sessions import INTEGER_GRAPH, integers_add_up
 
 TEXTS = [
     "A cat sits on the mat.",
@@ -26,7 +32,20 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def encoder(minilm_dir: Path) -> OnnxEncoder:
+def float_dir(models_dir: Path) -> Path:
+    model = build.find_model("all-minilm-l6-v2")
+    [manifest] = build.ensure(models_dir, [model.name], "fp32")
+    return models_dir / model.name / manifest.version
+
+
+@pytest.fixture(scope="module")
+def encoder(float_dir: Path) -> OnnxEncoder:
+    return OnnxEncoder(float_dir, [CPU], 0)
+
+
+@pytest.fixture(scope="module")
+def small_encoder(minilm_dir: Path) -> OnnxEncoder:
+    """What is served: eight bits where the CPU adds them up exactly."""
     return OnnxEncoder(minilm_dir, [CPU], 0)
 
 
@@ -84,21 +103,39 @@ def test_like_texts_lie_together(encoder: OnnxEncoder, token_ids: list[list[int]
     assert likeness[0, 4] > 0.5 > likeness[0, 2]
 
 
-def test_padding_and_batching_change_nothing(minilm_dir: Path, token_ids: list[list[int]]) -> None:
-    one_by_one = OnnxEncoder(minilm_dir, [CPU], 0, max_batch=1)
-    tight = OnnxEncoder(minilm_dir, [CPU], 0, max_batch=3, max_batch_tokens=20)
+def test_served_vectors_point_where_the_floats_do(
+    small_encoder: OnnxEncoder, encoder: OnnxEncoder, minilm_dir: Path, weights: dict[str, Any]
+) -> None:
+    """The acceptance of int8: cosine of at least 0.999 to float32 arithmetic, on texts that calibration has not seen."""
+    tokenizer = Tokenizer.from_file(str(minilm_dir / "tokenizer.json"))
+    stories = [line for doc in (math, json, threading, logging) for line in (doc.__doc__ or "").split("\n") if line]
+    ids = [encoding.ids[:256] for encoding in tokenizer.encode_batch([*TEXTS, *stories, *_make_words(60)])]
+    cosines = np.array([float(small_encoder.encode([text])[0] @ encoder.encode([text])[0]) for text in ids])
+    print(f"cosine over {len(ids)} texts: least {cosines.min():.5f}, mean {cosines.mean():.5f}")
+    assert cosines.min() >= 0.999
+    expected = np.stack([reference(weights, text) for text in ids[: len(TEXTS)]])
+    found = np.concatenate([small_encoder.encode([text]) for text in ids[: len(TEXTS)]])
+    assert (found * expected).sum(1).min() >= 0.999
+
+
+def _make_words(count: int) -> list[str]:
+    """Make texts of random words, of one to sixty."""
+    order = np.random.default_rng(5)
+    words = re.findall("[A-Za-z]{3,}", Path(textwrap.__file__).read_text(encoding="utf-8"))
+    return [" ".join(words[i] for i in order.integers(len(words), size=order.integers(1, 60))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("which", ["encoder", "small_encoder"])
+def test_padding_and_batching_change_nothing(
+    which: str, request: pytest.FixtureRequest, token_ids: list[list[int]]
+) -> None:
+    """A text's vector does not hang on what shares its batch: not by more than the last bits of float32."""
+    encoder = request.getfixturevalue(which)
     many = [token_ids[at % len(token_ids)] for at in (2, 0, 1, 4, 3, 2, 1, 0, 4, 4, 3)]
-    np.testing.assert_allclose(tight.encode(many), one_by_one.encode(many), atol=2e-6)
-
-
-def test_batches_hold_their_bounds(minilm_dir: Path) -> None:
-    encoder = OnnxEncoder(minilm_dir, [CPU], 0, max_batch=4, max_batch_tokens=64)
-    lengths = [9, 3, 70, 16, 16, 16, 16, 16, 1, 2, 2, 2, 2]
-    parts = list(encoder._batches([[1] * length for length in lengths]))
-    assert sorted(index for part in parts for index in part) == list(range(len(lengths)))
-    for part in parts:
-        longest = max(lengths[index] for index in part)
-        assert len(part) <= 4 and (len(part) * longest <= 64 or len(part) == 1)
+    alone = np.concatenate([encoder.encode([text]) for text in many])
+    np.testing.assert_allclose(encoder.encode(many), alone, atol=5e-6 if which == "encoder" else 2e-3)
+    even = [token_ids[0]] * 5
+    np.testing.assert_allclose(encoder.encode(even), np.stack([alone[1]] * 5), atol=5e-6)
 
 
 def test_no_texts_no_vectors(encoder: OnnxEncoder) -> None:
@@ -108,15 +145,39 @@ def test_no_texts_no_vectors(encoder: OnnxEncoder) -> None:
 @pytest.mark.parametrize(
     ("batch", "sentence"),
     [
-        ([[101, 102], []], "text 1 has 0 tokens"),
+        ([[101, 102], []], "has 0 tokens"),
         ([[101] * 257], "takes 1 to 256"),
         ([[101, 30522]], "outside 0 to 30521"),
         ([[101, -1]], "outside 0 to 30521"),
     ],
 )
-def test_impossible_texts_are_refused(encoder: OnnxEncoder, batch: list[list[int]], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        encoder.encode(batch)
+def test_impossible_texts_are_named(encoder: OnnxEncoder, batch: list[list[int]], sentence: str) -> None:
+    problems = [problem for text in batch if (problem := encoder.check(text))]
+    assert len(problems) == 1 and sentence in problems[0]
+    assert encoder.check([101, 102]) is None
+
+
+def test_the_overflow_probe_is_what_it_says() -> None:
+    from onnx import TensorProto, helper
+
+    sides = (("left", TensorProto.UINT8, ["m", "k"]), ("right", TensorProto.INT8, ["k", "n"]))
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["left", "right"], ["product"])],
+        "m",
+        [helper.make_tensor_value_info(*side) for side in sides],
+        [helper.make_tensor_value_info("product", TensorProto.INT32, ["m", "n"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8)
+    assert model.SerializeToString() == INTEGER_GRAPH
+    assert isinstance(integers_add_up(), bool)
+
+
+def test_a_cpu_that_overflows_is_told_what_to_do(minilm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if read_manifest(minilm_dir).precision != "int8":
+        pytest.skip("this CPU serves fp32")
+    monkeypatch.setattr("workers.engine.encoder.integers_add_up", lambda: False)
+    with pytest.raises(ValueError, match="precision fp32"):
+        OnnxEncoder(minilm_dir, [CPU], 0)
 
 
 def test_manifest_and_tokenizer(minilm_dir: Path) -> None:

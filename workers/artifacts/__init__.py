@@ -2,7 +2,7 @@
 
 Owns:        the models directory, `<models_dir>/<name>/<version>/` and all below it
 Enter at:    `python -m workers.artifacts`, build.ensure, build.verify
-May import:  aiscale.wire, aiscale.env; onnx, gguf, safetensors, tokenizers, numpy
+May import:  aiscale.wire, aiscale.env, workers.engine; onnx, onnxruntime, gguf, safetensors, tokenizers, numpy
 Invariant:   a directory with a manifest holds a complete model; equal versions, equal sources and converter
 Hot path:    none; a start with all models in place costs a few stats
 If it fails: one line says what failed and what to do; a crash leaves no half model, and what was there keeps working

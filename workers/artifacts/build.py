@@ -14,14 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+from safetensors.numpy import load_file
 
 from aiscale.wire.manifest import GRAPH_FILE, MANIFEST_FILE, TOKENIZER_FILE, Manifest, read_manifest
-from workers.artifacts import gguf_llama, gguf_tokenizer, minilm
+from workers.artifacts import bert, gguf_llama, gguf_tokenizer
+from workers.artifacts.calibration import read_sample
 from workers.artifacts.catalog import MODELS, BundledModel
 from workers.artifacts.errors import ArtifactError, DamagedModel, UnknownModel
 from workers.artifacts.fetch import fetch
+from workers.artifacts.gguf_llama import Precision
+from workers.engine.sessions import integers_add_up
 
-REVISIONS = {"generate": 2, "embed": 1}
+REVISIONS = {"generate": 2, "embed": 2}
 """Raise one with each change of that kind's converter that changes what it writes: its models get another version. They are apart
 since a new version of an encoder means that every stored vector is made anew (R1)."""
 
@@ -38,7 +42,7 @@ def find_model(name: str, catalog: Sequence[BundledModel] = MODELS) -> BundledMo
     raise UnknownModel(f"there is no bundled model {name!r}; there are {', '.join(model.name for model in catalog)}")
 
 
-def version_of(model: BundledModel, precision: gguf_llama.Precision | None = None) -> str:
+def version_of(model: BundledModel, precision: Precision | None = None) -> str:
     """Name what the converter makes of these sources: 12 hex digits. Equal sources, converter and precision, equal version."""
     parts = [*(file.sha256 for file in model.files), str(REVISIONS[model.kind]), precision or model.precision]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
@@ -47,7 +51,7 @@ def version_of(model: BundledModel, precision: gguf_llama.Precision | None = Non
 def ensure(
     models_dir: Path,
     names: Sequence[str] | None = None,
-    precision: gguf_llama.Precision | None = None,
+    precision: Precision | None = None,
     catalog: Sequence[BundledModel] = MODELS,
 ) -> list[Manifest]:
     """Make the named models (None: all) exist below ``models_dir`` and return their manifests, in the order asked.
@@ -88,9 +92,8 @@ def verify(directory: Path) -> Manifest:
     return manifest
 
 
-def _ensure_one(models_dir: Path, model: BundledModel, precision: gguf_llama.Precision | None) -> Manifest:
-    if precision is not None and model.kind == "embed":
-        precision = None  # encoders come in one precision
+def _ensure_one(models_dir: Path, model: BundledModel, precision: Precision | None) -> Manifest:
+    precision = _choose_precision(model, precision)
     directory = models_dir / model.name / version_of(model, precision)
     if (manifest := find_complete(directory)) is not None:
         return manifest
@@ -100,12 +103,21 @@ def _ensure_one(models_dir: Path, model: BundledModel, precision: gguf_llama.Pre
             return manifest
         _sweep(models_dir)
         try:
-            return _build(models_dir, directory, model, precision or model.precision)
+            return _build(models_dir, directory, model, precision)
         finally:
             _sweep(models_dir)
 
 
-def _build(models_dir: Path, directory: Path, model: BundledModel, precision: gguf_llama.Precision) -> Manifest:
+def _choose_precision(model: BundledModel, asked: Precision | None) -> Precision:
+    """Return the precision to make: what was asked for where it makes sense, else what runs best on this machine."""
+    if model.kind == "generate":
+        return asked or model.precision
+    if model.precision == "int8" and (asked == "fp32" or not integers_add_up()):
+        return "fp32"
+    return model.precision
+
+
+def _build(models_dir: Path, directory: Path, model: BundledModel, precision: Precision) -> Manifest:
     work = Path(tempfile.mkdtemp(dir=models_dir, prefix=_WORK_PREFIX))
     sources, made = work / "sources", work / "made"
     sources.mkdir()
@@ -123,7 +135,7 @@ def _build(models_dir: Path, directory: Path, model: BundledModel, precision: gg
 
 
 def _convert_generator(
-    model: BundledModel, paths: dict[str, Path], made: Path, version: str, precision: gguf_llama.Precision
+    model: BundledModel, paths: dict[str, Path], made: Path, version: str, precision: Precision
 ) -> Manifest:
     source = paths[model.files[0].name]
     shape = gguf_llama.convert(source, made / GRAPH_FILE, precision)
@@ -151,10 +163,14 @@ def _convert_generator(
 
 
 def _convert_encoder(
-    model: BundledModel, paths: dict[str, Path], made: Path, version: str, precision: gguf_llama.Precision
+    model: BundledModel, paths: dict[str, Path], made: Path, version: str, precision: Precision
 ) -> Manifest:
-    shape = minilm.convert(paths["model.safetensors"], paths["config.json"], made / GRAPH_FILE)
-    minilm.convert_tokenizer(paths["tokenizer.json"], made / TOKENIZER_FILE)
+    shape = bert.read_shape(paths["config.json"])
+    bert.convert_tokenizer(paths["tokenizer.json"], made / TOKENIZER_FILE)
+    context_tokens = model.context_tokens or shape.positions
+    sample = read_sample(made / TOKENIZER_FILE, context_tokens)
+    tensors = load_file(str(paths["model.safetensors"]))
+    bert.convert(tensors, shape, made, "int8" if precision == "int8" else "fp32", sample)
     hashes, sizes = _inventory(made)
     return Manifest(
         name=model.name,
@@ -166,7 +182,7 @@ def _convert_encoder(
         source=model.source,
         license=model.license,
         vocab_size=shape.vocab_size,
-        context_tokens=model.context_tokens or shape.positions,
+        context_tokens=context_tokens,
         dimensions=shape.hidden,
     )
 

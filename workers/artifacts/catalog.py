@@ -84,7 +84,7 @@ MODELS: tuple[BundledModel, ...] = (
             ),
         ),
         license="Apache-2.0",
-        precision="fp32",
+        precision="int8",
         context_tokens=256,
     ),
 )

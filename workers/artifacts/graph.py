@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from workers.artifacts.errors import ConversionError
+from workers.artifacts.weights import WeightFile
 
 MICROSOFT = "com.microsoft"
 _OPSET = 17
@@ -65,11 +66,14 @@ class GraphWriter:
         )
         return names[0]
 
-    def save(self, path: Path) -> None:
-        """Write the graph as one file.
+    def save(self, path: Path, weights: WeightFile | None = None) -> None:
+        """Write the graph as one file, or with its large constants in ``weights``, which several graphs may share.
 
-        I/O: writes ``path``. Raises: ConversionError when the graph is larger than one protobuf file can be (2 GiB).
+        I/O: writes ``path``. Raises: ConversionError when one file would be larger than protobuf can hold (2 GiB).
         """
+        if weights is not None:
+            for tensor in self._constants.values():
+                weights.move(tensor)
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, list(self._constants.values()))
         opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="aiscale")

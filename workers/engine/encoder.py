@@ -1,83 +1,61 @@
 """Turn texts' token ids into vectors with a converted sentence encoder."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.engine.sessions import open_session
+from workers.engine.sessions import integers_add_up, open_session
 
 
 class OnnxEncoder:
     """Encode batches of token ids. Not thread-safe: one engine thread owns it."""
 
-    def __init__(
-        self,
-        model_dir: Path,
-        providers: Sequence[str],
-        threads: int,
-        max_batch: int = 32,
-        max_batch_tokens: int = 2048,
-    ) -> None:
-        """Load the graph. ``max_batch_tokens`` bounds a batch with its padding: rows times the longest.
+    def __init__(self, model_dir: Path, providers: Sequence[str], threads: int) -> None:
+        """Load both graphs: one for batches of equal lengths, without any work for masks, and one for padded ones.
 
-        I/O: reads the model's files. Raises: FileNotFoundError; ValueError for a bound below 1.
+        I/O: reads the model's files. Raises: FileNotFoundError; ValueError for eight-bit weights on a CPU that cannot add them up.
         """
-        if max_batch < 1 or max_batch_tokens < 1:
-            raise ValueError(f"a batch needs a text and a token; the bounds are {max_batch} and {max_batch_tokens}")
         manifest = json.loads((model_dir / "manifest.json").read_text(encoding="utf-8"))
         self.dimensions = int(manifest["dimensions"])
         self.context_tokens = int(manifest["context_tokens"])
         self._vocab_size = int(manifest["vocab_size"])
-        self._max_batch = max_batch
-        self._max_batch_tokens = max_batch_tokens
-        self._session = open_session(model_dir / "model.onnx", providers, threads)
+        if manifest["precision"] == "int8" and not integers_add_up():
+            raise ValueError(
+                f"{model_dir.name} of {manifest['name']} holds eight-bit weights, whose sums overflow on this CPU; "
+                "convert it with precision fp32"
+            )
+        # Basic: further fusions would put the slow operators back that the converter avoids.
+        self._even = open_session(model_dir / "model.onnx", providers, threads, optimize="basic")
+        self._padded = open_session(model_dir / "model.padded.onnx", providers, threads, optimize="basic")
+
+    def check(self, text: Sequence[int]) -> str | None:
+        """Say what is wrong with a text that cannot be encoded."""
+        if not 1 <= len(text) <= self.context_tokens:
+            return f"has {len(text)} tokens; the model takes 1 to {self.context_tokens}. Split or cut it"
+        if min(text) < 0 or max(text) >= self._vocab_size:
+            return f"has a token id outside 0 to {self._vocab_size - 1}; tokenize with the model's own tokenizer"
+        return None
 
     def encode(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Return float32 ``[n, dimensions]``, each row of length 1, in the input's order; the caller owns it.
-
-        Texts of like length share a call, so that little is padded. Raises: ValueError for an empty or too long text, or
-        a token id outside the vocabulary.
-        """
-        for index, text in enumerate(batch):
-            if not 1 <= len(text) <= self.context_tokens:
-                raise ValueError(
-                    f"text {index} has {len(text)} tokens; the model takes 1 to {self.context_tokens}. Split or cut it"
-                )
-        vectors = np.empty((len(batch), self.dimensions), np.float32)
-        for part in self._batches(batch):
-            vectors[part] = self._run([batch[index] for index in part])
+        """Return float32 ``[n, dimensions]``, in the input's order; the caller owns it. Each text must have passed `check`."""
+        if not batch:
+            return np.empty((0, self.dimensions), np.float32)
+        lengths = np.array([len(text) for text in batch], np.int32)
+        longest = int(lengths.max())
+        token_ids = np.zeros((len(batch), longest), np.int64)
+        for row, text in enumerate(batch):
+            token_ids[row, : len(text)] = text
+        vectors: NDArray[np.float32]
+        if int(lengths.min()) == longest:
+            [vectors] = self._even.run(["sentence_embedding"], {"input_ids": token_ids})
+        else:
+            inputs = {"input_ids": token_ids, "lengths": lengths}
+            [vectors] = self._padded.run(["sentence_embedding"], inputs)
         return vectors
 
     def close(self) -> None:
         """Give the memory back. The encoder is of no use afterwards."""
-        del self._session
-
-    def _batches(self, batch: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Yield the indexes of texts that go together, shortest first; a text over the budget goes alone."""
-        part: list[int] = []
-        for index in sorted(range(len(batch)), key=lambda index: len(batch[index])):
-            # Sorted: the newcomer is the longest, and sets the padded length of all.
-            if part and (len(part) == self._max_batch or (len(part) + 1) * len(batch[index]) > self._max_batch_tokens):
-                yield part
-                part = []
-            part.append(index)
-        if part:
-            yield part
-
-    def _run(self, texts: list[Sequence[int]]) -> NDArray[np.float32]:
-        longest = max(len(text) for text in texts)
-        token_ids = np.zeros((len(texts), longest), np.int64)
-        mask = np.zeros((len(texts), longest), np.int64)
-        for row, text in enumerate(texts):
-            token_ids[row, : len(text)] = text
-            mask[row, : len(text)] = 1
-        if token_ids.min() < 0 or token_ids.max() >= self._vocab_size:
-            raise ValueError(
-                f"a token id lies outside 0 to {self._vocab_size - 1}; tokenize with the model's own tokenizer"
-            )
-        inputs = {"input_ids": token_ids, "attention_mask": mask}
-        vectors: NDArray[np.float32] = self._session.run(["sentence_embedding"], inputs)[0]
-        return vectors
+        del self._even, self._padded

@@ -1,9 +1,8 @@
-"""Join waiting encoder jobs into batches, on a thread of its own."""
+"""Join waiting encoder jobs into batches, on a thread of its own. Embeddings and classifiers alike."""
 
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,41 +10,82 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.engine.batching import Pending
+
 log = logging.getLogger(__name__)
 
-MAX_TEXTS = 256
-"""The most texts taken into one round, so that a large job does not keep small ones waiting for long."""
+MAX_BATCH = 32
+MAX_BATCH_TOKENS = 1024
+"""Rows times the longest: more than this no longer fits the cores' caches, and is slower a text."""
+MAX_WAIT_S = 0.002
+_LIVELY_S = 0.02
+"""Who heard from several jobs within this time expects more."""
 
 
 class Encoder(Protocol):
-    """Turn token ids into vectors; see `workers.engine.encoder.OnnxEncoder`."""
+    """Turn a batch of token ids into rows of numbers; see `workers.engine.encoder.OnnxEncoder`."""
 
-    def encode(self, batch: list[list[int]]) -> NDArray[np.float32]: ...
+    def check(self, text: list[int]) -> str | None:
+        """Say what is wrong with a text that cannot be encoded."""
+        ...
+
+    def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
+        """Return float32 ``[texts, width]``, in the batch's order, in one run."""
+        ...
 
     def close(self) -> None: ...
 
 
 @dataclass(kw_only=True, eq=False)
 class EncodeTask:
-    """Hold one job: ``on_done(vectors, None)`` or ``on_done(None, why there are none)`` is called once."""
+    """Hold one job: ``on_done(rows, None)`` or ``on_done(None, why there are none)`` is called once."""
 
     job_id: str
     texts: list[list[int]]
     on_done: Callable[[NDArray[np.float32] | None, str | None], None]
     deadline_s: float
     """Wall clock, epoch seconds."""
-    parts: list[NDArray[np.float32]] = field(default_factory=list)
-    done: int = 0
+    rows: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     abort_reason: str | None = None
+    arrived_at: float = 0.0
+    ended: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchReport:
+    """State one batch, for metrics: its time, what was in it, and how many jobs wait."""
+
+    seconds: float
+    texts: int
+    jobs: int
+    tokens: int
+    waiting: int
 
 
 class EncoderThread:
-    """Encode until stopped. `submit` and `abort` may be called from any thread."""
+    """Encode until stopped. `submit` and `abort` may be called from any thread.
 
-    def __init__(self, encoder: Encoder) -> None:
+    A job that finds the thread idle is computed at once. One that arrives while several jobs come and go may wait up to ``max_wait_s``
+    for others to share its batch.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        max_batch: int = MAX_BATCH,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_wait_s: float = MAX_WAIT_S,
+        on_batch: Callable[[BatchReport], None] | None = None,
+    ) -> None:
+        """``on_batch`` is called after each batch, on this thread. Raises: ValueError for a bound below 1."""
         self._encoder = encoder
-        self._waiting: deque[EncodeTask] = deque()
+        self._pending: Pending[EncodeTask] = Pending(max_batch, max_batch_tokens)
+        self._max_wait_s = max_wait_s
+        self._on_batch = on_batch
+        self._known: dict[str, EncodeTask] = {}
         self._changed = threading.Condition()
+        self._lively_until = 0.0
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -65,83 +105,114 @@ class EncoderThread:
         return self._thread is not None and self._thread.is_alive()
 
     def counts(self) -> tuple[int, int]:
-        return 0, len(self._waiting)
+        return 0, len(self._known)
 
     def submit(self, task: EncodeTask) -> None:
+        """Raises: RuntimeError once the thread was stopped; ValueError for a text that the model cannot take."""
+        for index, text in enumerate(task.texts):
+            if (problem := self._encoder.check(text)) is not None:
+                raise ValueError(f"text {index} {problem}")
         with self._changed:
             if self._stopping:
                 raise RuntimeError("the encoder has stopped")
-            self._waiting.append(task)
+            task.arrived_at = time.monotonic()
+            self._known[task.job_id] = task
+            self._pending.add(task, [len(text) for text in task.texts])
             self._changed.notify()
 
     def abort(self, job_id: str, reason: str) -> bool:
         with self._changed:
-            for task in self._waiting:
-                if task.job_id == job_id:
-                    task.abort_reason = reason
-                    self._changed.notify()
-                    return True
-        return False
+            task = self._known.get(job_id)
+            if task is None:
+                return False
+            task.abort_reason = reason
+            self._changed.notify()
+        return True
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting and not self._stopping:
+                while not self._known and not self._stopping:
                     self._changed.wait()
                 if self._stopping:
-                    left, self._waiting = list(self._waiting), deque()
+                    left, self._known = list(self._known.values()), {}
                     break
-                round_ = self._choose()
-            self._encode(round_)
+                ended = self._drop_ended()
+                batch = [] if self._should_wait() else self._pending.take()
+            for task in ended:
+                self._finish(task, task.abort_reason)
+            if batch:
+                self._encode(batch)
         for task in left:
             task.on_done(None, "the worker stopped")
 
-    def _choose(self) -> list[tuple[EncodeTask, list[list[int]]]]:
-        """Take the next texts of each waiting job in turn, so that a small one passes a large one."""
-        chosen: list[tuple[EncodeTask, list[list[int]]]] = []
-        room = MAX_TEXTS
-        share = max(MAX_TEXTS // len(self._waiting), 1)
-        for task in list(self._waiting):
-            if task.abort_reason is None and task.deadline_s <= time.time():
-                task.abort_reason = "deadline: the request's time limit passed"
-            if task.abort_reason is not None:
-                chosen.append((task, []))
-            elif room > 0:
-                texts = task.texts[task.done : task.done + min(share, room)]
-                room -= len(texts)
-                chosen.append((task, texts))
-        return chosen
+    def _should_wait(self) -> bool:
+        """Wait for company, a moment at most, when there was some a moment ago. Called with the lock held, which waiting gives up."""
+        now = time.monotonic()
+        if now >= self._lively_until or self._pending.is_full() or not len(self._pending):
+            return False
+        oldest = min(task.arrived_at for task in self._known.values())
+        left_s = oldest + self._max_wait_s - now
+        if left_s <= 0:
+            return False
+        self._changed.wait(left_s)
+        return True
 
-    def _encode(self, chosen: list[tuple[EncodeTask, list[list[int]]]]) -> None:
-        texts = [text for task, part in chosen for text in part]
-        vectors: NDArray[np.float32] | None = None
+    def _drop_ended(self) -> list[EncodeTask]:
+        """Take out the jobs that were aborted or came to their deadline, or have no texts."""
+        now = time.time()
+        ended = []
+        for task in list(self._known.values()):
+            if task.abort_reason is None and task.deadline_s <= now:
+                task.abort_reason = "deadline: the request's time limit passed"
+            if task.abort_reason is not None or not task.texts:
+                self._pending.discard(task)
+                ended.append(task)
+        return ended
+
+    def _encode(self, batch: list[tuple[EncodeTask, int]]) -> None:
+        started = time.monotonic()
+        tasks = list(dict.fromkeys(task for task, _ in batch))
+        texts = [task.texts[index] for task, index in batch]
         try:
-            vectors = self._encoder.encode(texts) if texts else None
+            rows = self._encoder.encode(texts)
+            for row, (task, index) in zip(rows, batch, strict=True):
+                task.rows[index] = row
         except Exception:
-            log.exception("a batch of %d texts failed; its jobs are tried one by one", len(texts))
-        start = 0
-        for task, part in chosen:
-            # before anything else: each job gets the vectors of its own texts, whatever became of the one before it
-            place = slice(start, start + len(part))
-            start = place.stop
-            if task.abort_reason is not None:
+            log.exception("a batch of %d texts failed; its jobs are tried one by one", len(batch))
+            self._encode_apart(batch)
+        for task in tasks:
+            if not task.ended and len(task.rows) == len(task.texts):
                 self._finish(task, task.abort_reason)
+        now = time.monotonic()
+        if len(tasks) > 1 or len(self._known) > 1:
+            self._lively_until = now + _LIVELY_S
+        if self._on_batch is not None:
+            tokens = sum(map(len, texts))
+            self._on_batch(
+                BatchReport(
+                    seconds=now - started, texts=len(texts), jobs=len(tasks), tokens=tokens, waiting=len(self._known)
+                )
+            )
+
+    def _encode_apart(self, batch: list[tuple[EncodeTask, int]]) -> None:
+        """Try the texts of a failed batch one by one: whose text fails, fails alone."""
+        for task, index in batch:
+            if task.ended:
                 continue
             try:
-                made = vectors[place] if vectors is not None else self._encoder.encode(part)
+                task.rows[index] = self._encoder.encode([task.texts[index]])[0]
             except Exception as error:
                 log.exception("encoding failed", extra={"job_id": task.job_id})
                 self._finish(task, f"the model could not encode this request ({type(error).__name__})")
-                continue
-            task.parts.append(made)
-            task.done += len(part)
-            if task.done == len(task.texts):
-                self._finish(task, None)
 
     def _finish(self, task: EncodeTask, error: str | None) -> None:
         with self._changed:
-            self._waiting.remove(task)
+            self._known.pop(task.job_id, None)
+            self._pending.discard(task)
+        task.ended = True
         try:
-            task.on_done(np.concatenate(task.parts) if error is None else None, error)
+            rows = np.stack([task.rows[index] for index in range(len(task.texts))]) if error is None else None
+            task.on_done(rows, error)
         except Exception:
-            log.exception("vectors could not be handed on", extra={"job_id": task.job_id})
+            log.exception("rows could not be handed on", extra={"job_id": task.job_id})

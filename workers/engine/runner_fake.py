@@ -53,6 +53,9 @@ class FakeEncoder:
     def __init__(self, dimensions: int) -> None:
         self._dimensions = dimensions
 
+    def check(self, text: list[int]) -> str | None:
+        return None if text else "is empty"
+
     def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
         vectors = np.stack([np.random.default_rng(text).standard_normal(self._dimensions) for text in batch])
         made: NDArray[np.float32] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
