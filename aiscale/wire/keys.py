@@ -60,7 +60,7 @@ def reader_presence(process_id: str) -> str:
     return f"{PREFIX}reader:{process_id}"
 
 
-READER_BEAT_S = 2.0
+READER_BEAT_S = 1.0
 READER_PRESENCE_TTL_S = 12
 
 
@@ -70,6 +70,15 @@ def web_progress(process_id: str) -> str:
 
 
 WEB_PROGRESS_TTL_S = 86_400
+
+EPOCH = PREFIX + "epoch"
+"""String: random. Written by spend.recovery when there is none: another one than before says that Redis was emptied."""
+
+RECOVERING = PREFIX + "recovering"
+"""String: 1, while the gate stays shut after that. Written by spend.recovery, lives a few seconds."""
+
+REMEMBER_ENDS_S = 30.0
+REMEMBER_ENDS = 20_000
 REPLIES_MAXLEN = 50_000
 REPLIES_TTL_S = 120
 

@@ -7,6 +7,7 @@ import secrets
 import socket
 import time
 import weakref
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -34,6 +35,8 @@ class Reader:
         self._queues: dict[str, asyncio.Queue[Event]] = {}
         self._task: asyncio.Task[None] | None = None
         self._told_at = float("-inf")
+        self._epoch: bytes | None = None
+        self._ends: deque[tuple[float, bytes]] = deque(maxlen=keys.REMEMBER_ENDS)
 
     def subscribe(self, job_id: str) -> asyncio.Queue[Event]:
         """Return the queue into which a job's events come, from now on."""
@@ -78,8 +81,26 @@ class Reader:
         pipeline: Any = redis_clients.get_async().pipeline(transaction=False)
         pipeline.set(keys.web_progress(self.process_id), reached, ex=keys.WEB_PROGRESS_TTL_S)
         pipeline.set(keys.reader_presence(self.process_id), 1, ex=keys.READER_PRESENCE_TTL_S)
-        await pipeline.execute()
+        pipeline.get(keys.EPOCH)
+        *_, epoch = await pipeline.execute()
+        if epoch is not None and epoch != self._epoch:
+            if self._epoch is not None:
+                await self._tell_ends_again()
+            self._epoch = epoch
         self._told_at = time.monotonic()
+
+    async def _tell_ends_again(self) -> None:
+        """Write down again what was delivered lately: Redis was emptied, perhaps before it was charged. I/O: one Redis trip."""
+        self._forget_ends()
+        log.warning("Redis was emptied: %d ends are told again", len(self._ends))
+        pipeline: Any = redis_clients.get_async().pipeline(transaction=False)
+        for _, data in self._ends:
+            pipeline.xadd(keys.FINISHED, {"0": data})
+        await pipeline.execute()
+
+    def _forget_ends(self) -> None:
+        while self._ends and self._ends[0][0] < time.monotonic() - keys.REMEMBER_ENDS_S:
+            self._ends.popleft()
 
     def _hand_out(self, fields: dict[bytes, bytes]) -> None:
         for _, data in sorted((int(number), data) for number, data in fields.items()):
@@ -90,6 +111,9 @@ class Reader:
                 continue
             queue = self._queues.get(event.job_id)
             if queue is not None:
+                if isinstance(event, Finished):
+                    self._forget_ends()
+                    self._ends.append((time.monotonic(), data))
                 queue.put_nowait(event)
 
 

@@ -247,6 +247,9 @@ async def _load(caller: Caller, what: str) -> None:
     elif what == "killed":
         await killswitch.restore_async()
     else:
+        if what == "budgets" and await redis_clients.get_async().exists(keys.RECOVERING):
+            # until what had ended is charged, see recovery
+            raise redis_clients.unavailable()
         await balance.load(what)
 
 

@@ -31,7 +31,7 @@ from aiscale.observability import JOBS_FINISHED, SETTLED, SETTLEMENT_LAG_SECONDS
 from aiscale.wire import keys
 from aiscale.wire.codec import decode_event
 from aiscale.wire.events import Finished
-from apps.spend import balance, budgets, holds, periods, receipts, stream, totals, usage
+from apps.spend import balance, budgets, holds, periods, receipts, recovery, stream, totals, usage
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +148,7 @@ class Settler:
 
         I/O: Redis and Postgres. Raises: RedisError, OSError, django.db.Error; what was read is then still pending.
         """
+        recovery.notice(self.client)
         if not self._has_groups:
             stream.ensure_groups(self.client)
             self._has_groups = True
@@ -163,7 +164,8 @@ class Settler:
         if now >= self._next_chores:
             stream.trim(self.client)
             stream.forget_consumers(self.client)
-            balance.restore(only_if_changed=True)
+            if not recovery.is_under_way(self.client):
+                balance.restore(only_if_changed=True)
             # what somebody committed and could not tell Redis, or a Redis that restarted has forgotten
             holds.push(totals.list_changed(CHANGED_WITHIN_S, periods.now_ms()))
             self._next_chores = now + CHORES_EACH_S

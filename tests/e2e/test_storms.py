@@ -100,6 +100,7 @@ STRIKES: dict[str, Callable[[Stack], object]] = {
     "kill -9 of web": lambda stack: kill(stack, "web"),
     "kill -9 of the worker": lambda stack: kill(stack, "worker"),
     "kill -9 of settlement": lambda stack: kill(stack, "settlement"),
+    "FLUSHALL": lambda stack: stack.redis().flushall(),
     "kill -9 of Valkey": lambda stack: kill(stack, "valkey"),
     "kill -9 of Postgres": lambda stack: kill(stack, "postgres"),
 }
