@@ -9,10 +9,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from aiscale.embedded.children import Supervisor
 from aiscale.embedded.servers import start_servers
 from aiscale.embedded_urls import embedded_database_url, embedded_redis_url
+from aiscale.wire import keys
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = Path(tempfile.mkdtemp(prefix="aiscale-test-"))
@@ -35,3 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     SUPERVISOR.stop_all(("valkey", "postgres"))
     shutil.rmtree(DATA_DIR, ignore_errors=True)
+
+
+def empty_redis(client: Redis) -> None:
+    """Empty Redis between tests, in one step with the epoch: to settlement it was not lost, and the gate stays open."""
+    pipeline = client.pipeline(transaction=True)
+    pipeline.flushall()
+    pipeline.set(keys.EPOCH, "tests")
+    pipeline.execute()

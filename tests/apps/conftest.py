@@ -20,6 +20,7 @@ from apps.accounts.models import Plan, User
 from apps.accounts.organizations import ensure_personal_organization
 from apps.inference import catalog
 from apps.spend import killswitch, settlement
+from tests.servers import empty_redis
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,7 +50,7 @@ class Cast:
 def cast(transactional_db: None, redis_url: str, served_models_dir: Path) -> Iterator[Cast]:
     """An empty Redis, a full catalog, and Ada with her key."""
     client = Redis.from_url(redis_url)
-    client.flushall()
+    empty_redis(client)
     catalog.forget()
     callers._plans.clear()
     callers._unknown.clear()

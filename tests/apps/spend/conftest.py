@@ -9,13 +9,14 @@ from aiscale import redis as redis_clients
 from apps.accounts.callers import Caller
 from apps.spend import admission
 from tests.apps.spend.cast import USD, make_caller, publish_key, stage
+from tests.servers import empty_redis
 
 
 @pytest.fixture(autouse=True)
 def client(redis_url: str) -> Iterator[Redis]:
     """Empty the test server's Redis and return the process's own client."""
     client = redis_clients.get_sync()
-    client.flushall()
+    empty_redis(client)
     admission._exhausted.clear()
     yield client
 
