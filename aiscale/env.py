@@ -120,6 +120,8 @@ class Env:
     unserved_s: int
     """How long a model may be without a worker before the gate refuses requests for it; 0: it never does."""
     request_deadline_s: int
+    upstreams_private: bool
+    """Whether upstreams may have private addresses, such as another server of one's own network."""
     cors_origins: tuple[str, ...]
     """Origins whose pages may call the API; ``*`` for all, none by default."""
     body_limit_bytes: int
@@ -179,6 +181,7 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
         queue_limit=read_int(e, "AISCALE_QUEUE_LIMIT", 256, low=1, high=1_000_000),
         unserved_s=read_int(e, "AISCALE_UNSERVED_S", 30, low=0, high=86_400),
         request_deadline_s=read_int(e, "AISCALE_REQUEST_DEADLINE_S", 300, low=5, high=3600),
+        upstreams_private=read_bool(e, "AISCALE_UPSTREAMS_PRIVATE", False),
         cors_origins=_check_origins(e, "AISCALE_CORS_ORIGINS"),
         files_backend=read_text(e, "AISCALE_FILES_BACKEND", "django.core.files.storage.FileSystemStorage"),
         files_options=_check_object(e, "AISCALE_FILES_OPTIONS"),

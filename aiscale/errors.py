@@ -41,6 +41,8 @@ class Code(StrEnum):
     # after admission
     WORKER_LOST = "worker_lost"
     ENGINE_FAILED = "engine_failed"
+    UPSTREAM_FAILED = "upstream_failed"
+    UPSTREAM_UNAVAILABLE = "upstream_unavailable"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     CANCELLED = "cancelled"
 

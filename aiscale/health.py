@@ -80,7 +80,7 @@ def _check_models() -> str:
     for worker in presence.list_workers():
         for slug, version in worker.models.items():
             served.setdefault(slug, set()).add(version)
-    enabled = dict(Model.objects.filter(is_enabled=True).values_list("slug", "version"))
+    enabled = dict(Model.objects.filter(is_enabled=True, upstream=None).values_list("slug", "version"))
     missing = sorted(slug for slug, version in enabled.items() if version not in served.get(slug, set()))
     if not enabled:
         return "the catalog is empty"

@@ -33,7 +33,9 @@ JOB_LOG_TTL_S = 3_600
 
 def job_record(job_id: str) -> str:
     """Hash: kind, payload (JSON job), model, state (queued|running|done), attempt, worker, streamed (0|1), deadline_ms, cancelled
-    (reason), resting (1 while it is held back after a worker was lost); its place in the queue: queued_at_ms, seq, tier, organization,
+    (reason), resting (1 while it is held back after a worker was lost);
+    seen_prompt_tokens and seen_completion_tokens (what an upstream has made so far);
+    its place in the queue: queued_at_ms, seq, tier, organization,
     tokens, weight; in_flight (the sets that count it); beside (jobs that ran when it began, itself included)."""
     return f"{PREFIX}job:{job_id}"
 
@@ -92,6 +94,12 @@ KILLED = PREFIX + "killed"
 `KILLED_LOADED` is always in it: without it the gate knows that the hash was lost, and lets nobody pass before it is rebuilt."""
 
 KILLED_LOADED = "loaded"
+
+
+def breaker(provider: str) -> str:
+    """Hash: failures (in a row), open_until_ms, probe_until_ms, of one upstream; missing while all is well. Written by
+    inference.breaker alone; lives an hour past the last failure."""
+    return f"{PREFIX}breaker:{provider}"
 
 
 def worker_presence(worker_id: str) -> str:

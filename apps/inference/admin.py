@@ -1,7 +1,9 @@
 """Let an owner name, price, enable and disable models."""
 
 from typing import Any
+from urllib.parse import urlsplit
 
+from django import forms
 from django.contrib import admin
 from django.db.models import OuterRef, QuerySet, Subquery
 from django.db.models.functions import Now
@@ -9,10 +11,56 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
 from unfold.admin import ModelAdmin
+from unfold.widgets import UnfoldAdminPasswordWidget
 
 from aiscale.money_forms import format_per_million
-from apps.inference.models import Model
+from apps.inference.models import Model, Upstream
+from apps.inference.upstream_client import is_allowed
 from apps.spend.models import Price
+
+
+class UpstreamForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs alone
+    key = forms.CharField(
+        required=False,
+        widget=UnfoldAdminPasswordWidget(attrs={"autocomplete": "new-password"}),
+        help_text="Kept sealed and never shown. Leave it empty to keep the one that is there.",
+    )
+
+    class Meta:
+        model = Upstream
+        fields = ["name", "base_url", "is_enabled", "timeout_s", "retries"]
+
+    def clean_base_url(self) -> str:
+        """Refuse what the server would refuse to ask."""
+        url = str(self.cleaned_data["base_url"]).rstrip("/")
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or parts.username or parts.query or parts.fragment:
+            raise forms.ValidationError("Write http(s)://host/path, without a user, query or fragment.")
+        host = parts.hostname or ""
+        try:
+            is_private = not is_allowed(host)
+        except ValueError:
+            # a name: looked up, and checked, at each request
+            is_private = host == "localhost" and not is_allowed("127.0.0.1")
+        if is_private:
+            raise forms.ValidationError("This address is private; AISCALE_UPSTREAMS_PRIVATE=1 allows such ones.")
+        return url
+
+    def save(self, commit: bool = True) -> Any:
+        if self.cleaned_data["key"]:
+            self.instance.set_key(self.cleaned_data["key"])
+        return super().save(commit)
+
+
+@admin.register(Upstream)
+class UpstreamAdmin(ModelAdmin):  # type: ignore[misc]
+    form = UpstreamForm
+    list_display = ["name", "base_url", "is_enabled", "has_key", "timeout_s", "retries"]
+    fields = ["name", "base_url", "key", "is_enabled", "timeout_s", "retries"]
+
+    @admin.display(description="key", boolean=True)
+    def has_key(self, upstream: Upstream) -> bool:
+        return bool(upstream.sealed_key)
 
 
 @admin.register(Model)
@@ -38,9 +86,28 @@ class CatalogAdmin(ModelAdmin):  # type: ignore[misc]
         "updated_at",
     ]
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """A model enters the catalog with its files, through ``seed_catalog``."""
-        return False
+    def get_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        """A model with files enters through ``seed_catalog``; one of an upstream is added here."""
+        if obj is None:
+            return ["slug", "name", "description", "upstream", "upstream_model", "context_tokens"]
+        more = ["upstream", "upstream_model"] if obj.upstream_id else ["fallback"]
+        return [*self.fields[:4], *more, *self.fields[4:]]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        if obj is None:
+            return []
+        return [name for name in self.readonly_fields if not (obj.upstream_id and name == "context_tokens")]
+
+    def get_form(self, request: HttpRequest, obj: Model | None = None, change: bool = False, **kwargs: Any) -> Any:
+        form = super().get_form(request, obj, change, **kwargs)
+        if (obj is None or obj.upstream_id) and "upstream" in form.base_fields:
+            form.base_fields["upstream"].required = form.base_fields["upstream_model"].required = True
+        return form
+
+    def save_model(self, request: HttpRequest, obj: Model, form: Any, change: bool) -> None:
+        if not change:
+            obj.kind, obj.version = Model.Kind.GENERATE, "upstream"
+        super().save_model(request, obj, form, change)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Model]:
         queryset: QuerySet[Model] = super().get_queryset(request)

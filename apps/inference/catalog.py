@@ -23,6 +23,17 @@ _lock: asyncio.Lock | None = None
 _lock_loop: asyncio.AbstractEventLoop | None = None
 
 
+class UpstreamRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """Say where and how an upstream is asked. The key is sealed."""
+
+    name: str
+    base_url: str
+    sealed_key: str
+    model: str
+    timeout_s: float
+    retries: int
+
+
 class CatalogModel(msgspec.Struct, frozen=True, kw_only=True):
     """Describe an enabled model with the price in force (``terms``, of the row ``price_id``); ``created_at_s`` is epoch seconds."""
 
@@ -36,6 +47,9 @@ class CatalogModel(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int
     dimensions: int
     created_at_s: int
+    upstream: UpstreamRoute | None = None
+    fallback: str | None = None
+    """The slug of the model that answers when this one cannot."""
 
 
 async def get_model(slug: str, kind: str | None = None) -> CatalogModel:
@@ -54,6 +68,19 @@ async def get_model(slug: str, kind: str | None = None) -> CatalogModel:
         does = "chat completions" if model.kind == "generate" else "embeddings"
         raise AiscaleError(Code.INVALID_REQUEST, f"The model {slug!r} serves {does} only.", param="model")
     return model
+
+
+async def find_fallback(model: CatalogModel) -> CatalogModel | None:
+    """Return the model that may answer in another's place. I/O: as `get_model`."""
+    await _refresh()
+    found = _models.get(model.fallback or "")
+    return found if found is not None and found.upstream is not None else None
+
+
+async def list_local(kind: str) -> list[CatalogModel]:
+    """List the models of a kind that our own workers serve. I/O: as `get_model`."""
+    await _refresh()
+    return [model for model in _models.values() if model.kind == kind and model.upstream is None]
 
 
 async def list_models(plan: PlanLimits) -> list[CatalogModel]:
@@ -111,7 +138,9 @@ def forget() -> None:
 def _read() -> dict[str, CatalogModel]:
     current = prices.map_current()
     models = {}
-    for row in Model.objects.filter(is_enabled=True):
+    for row in Model.objects.filter(is_enabled=True).select_related("upstream", "fallback"):
+        if row.upstream is not None and not row.upstream.is_enabled:
+            continue
         price = current.get(row.slug)
         if price is None:
             # nobody may use what has no price (M10)
@@ -128,5 +157,20 @@ def _read() -> dict[str, CatalogModel]:
             context_tokens=row.context_tokens,
             dimensions=row.dimensions,
             created_at_s=int(row.created_at.timestamp()),
+            upstream=_make_route(row),
+            fallback=row.fallback.slug if row.fallback is not None else None,
         )
     return models
+
+
+def _make_route(row: Model) -> UpstreamRoute | None:
+    if row.upstream is None:
+        return None
+    return UpstreamRoute(
+        name=row.upstream.name,
+        base_url=row.upstream.base_url,
+        sealed_key=row.upstream.sealed_key,
+        model=row.upstream_model,
+        timeout_s=row.upstream.timeout_s,
+        retries=row.upstream.retries,
+    )

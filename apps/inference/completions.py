@@ -1,7 +1,7 @@
 """Run a chat completion: check, tokenize, admit, queue, listen."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Literal
 
 import msgspec
@@ -9,7 +9,7 @@ from django.conf import settings
 
 from aiscale.errors import AiscaleError, Code
 from aiscale.observability import FIRST_TOKEN_SECONDS
-from aiscale.wire.events import Delta, Event
+from aiscale.wire.events import Delta, Event, Finished
 from aiscale.wire.jobs import BillingTag, EncodeJob, GenerateJob, Sampling
 from apps.accounts import callers
 from apps.accounts.callers import Caller, PlanLimits
@@ -64,6 +64,8 @@ class Run:
         self.created_at_s = job.billing.admitted_at_ms // 1000
         self._admitted_at_ms = job.billing.admitted_at_ms
         self._wait = wait
+        self.rescue: Callable[[], Awaitable[Run]] | None = None
+        """Starts another run in this one's place, should its worker be lost before the first token."""
 
     async def __aenter__(self) -> "Run":
         return self
@@ -74,10 +76,27 @@ class Run:
     async def events(self) -> AsyncIterator[Event]:
         """Yield Started, Delta... and at last Finished. Raises: AiscaleError (WORKER_LOST)."""
         first = True
-        async for event in self._wait.events():
+        async for event in self._listen():
             if first and isinstance(event, Delta):
                 first = False
                 FIRST_TOKEN_SECONDS.labels(self.model).observe(max(time.time() - self._admitted_at_ms / 1000, 0))
+            yield event
+
+    async def _listen(self) -> AsyncIterator[Event]:
+        streamed = False
+        async for event in self._wait.events():
+            streamed = streamed or isinstance(event, Delta)
+            lost = isinstance(event, Finished) and event.error_code in (Code.WORKER_LOST, Code.ENGINE_FAILED)
+            if lost and not streamed and self.rescue is not None:
+                try:
+                    other = await self.rescue()
+                except AiscaleError:
+                    yield event
+                    return
+                self._wait, self.model, self.headers = other._wait, other.model, other.headers
+                async for later in self._wait.events():
+                    yield later
+                return
             yield event
 
     def detach(self) -> None:
@@ -90,11 +109,22 @@ class Run:
 
 
 async def start(request: CompletionRequest, caller: Caller) -> Run:
-    """Admit a request and queue it.
+    """Admit a request and queue it, or have an upstream answer it: the model's own, or its fallback when our workers cannot.
 
     I/O: two Redis trips and no SQL once catalog and plan are warm. Raises: AiscaleError, with nothing spent and nothing held.
     """
+    from apps.inference import overflow, relays  # both build on this module
+
     model = await catalog.get_model(request.model, "generate")
+    if model.upstream is not None:
+        return await relays.start(request, caller, model)
+    if model.fallback is not None:
+        return await overflow.start(request, caller, model)
+    return await start_local(request, caller, model)
+
+
+async def start_local(request: CompletionRequest, caller: Caller, model: CatalogModel) -> Run:
+    """Admit a request and queue it for our own workers. I/O and Raises: as `start`."""
     plan = await callers.get_plan(caller.plan)
     model, plan = lanes.apply(caller, model, plan)
     prompt = request.prompt_token_ids

@@ -21,6 +21,15 @@ def make_failure(event: Finished, headers: dict[str, str] | None = None) -> Aisc
         )
     if reason == "cancelled":
         return AiscaleError(Code.CANCELLED, "The answer was stopped.", headers=headers)
+    if event.error_code in (Code.UPSTREAM_FAILED, Code.UPSTREAM_UNAVAILABLE, Code.INVALID_REQUEST):
+        return AiscaleError(
+            Code(event.error_code),
+            event.error_message or "The service behind this model failed.",
+            retry_after_s=5 if event.error_code == Code.UPSTREAM_UNAVAILABLE else None,
+            headers=headers,
+        )
+    if event.error_code == Code.CONTEXT_LENGTH_EXCEEDED:
+        return AiscaleError(Code.CONTEXT_LENGTH_EXCEEDED, event.error_message or "", param="messages", headers=headers)
     if event.error_code == Code.WORKER_LOST:
         return AiscaleError(
             Code.WORKER_LOST,

@@ -2,7 +2,35 @@
 
 from django.db import models
 
+from aiscale import sealing
 from aiscale.db import Row
+
+
+class Upstream(Row):
+    """Know another OpenAI-compatible server. Its key is kept sealed (``aiscale.sealing``)."""
+
+    PUBLIC_ID_PREFIX = "ups"
+
+    name = models.SlugField(max_length=64, unique=True, help_text="Kill switches name it: provider:<name>.")
+    base_url = models.URLField("base URL", max_length=300, help_text="Up to and with /v1.")
+    sealed_key = models.TextField(blank=True, editable=False)
+    is_enabled = models.BooleanField(default=True)
+    timeout_s = models.PositiveSmallIntegerField("longest silence, seconds", default=60)
+    retries = models.PositiveSmallIntegerField("retries before the first byte", default=2)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="upstream_is_possible",
+                condition=models.Q(timeout_s__gte=1, timeout_s__lte=3600, retries__lte=5) & ~models.Q(name="local"),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def set_key(self, key: str) -> None:
+        self.sealed_key = sealing.seal(key) if key else ""
 
 
 class Model(Row):
@@ -23,9 +51,27 @@ class Model(Row):
     context_tokens = models.PositiveIntegerField("context, tokens")
     dimensions = models.PositiveIntegerField(default=0)
 
+    upstream = models.ForeignKey(
+        Upstream, on_delete=models.PROTECT, null=True, blank=True, help_text="Who serves it; empty: our own workers."
+    )
+    upstream_model = models.CharField("its name there", max_length=200, blank=True, db_default="")
+    fallback = models.ForeignKey(
+        "self",
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        limit_choices_to={"upstream__isnull": False},
+        help_text="A model of an upstream that answers, at its own price, when this one has no worker or no room.",
+    )
+
     class Meta:
         constraints = [
-            models.CheckConstraint(name="model_context_is_possible", condition=models.Q(context_tokens__gte=1))
+            models.CheckConstraint(name="model_context_is_possible", condition=models.Q(context_tokens__gte=1)),
+            models.CheckConstraint(
+                name="model_upstream_is_whole",
+                condition=models.Q(upstream__isnull=True) | (~models.Q(upstream_model="") & models.Q(kind="generate")),
+            ),
         ]
 
     def __str__(self) -> str:

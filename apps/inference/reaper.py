@@ -119,8 +119,12 @@ def end_job(client: Any, job: GenerateJob | EncodeJob, record: dict[str, bytes],
     I/O: one or two Redis trips. Raises: RedisError, OSError.
     """
     late = job.deadline_at_ms <= now_ms
+    seen = [int(record.get(name, 0)) for name in ("seen_prompt_tokens", "seen_completion_tokens")]
     keep_log = isinstance(job, GenerateJob) and job.keep_log
-    if record.get("cancelled") and record["state"] == b"queued":
+    if seen[1]:
+        # an upstream's answer whose web process died: what was seen is paid for
+        reason, code = "cancelled", "worker_lost"
+    elif record.get("cancelled") and record["state"] == b"queued":
         reason, code = "cancelled", "cancelled"
     elif late and record.get("streamed") != b"1":
         reason, code = "deadline", "deadline_exceeded"
@@ -133,8 +137,8 @@ def end_job(client: Any, job: GenerateJob | EncodeJob, record: dict[str, bytes],
         model=job.model,
         model_version=job.model_version,
         finish_reason=reason,  # type: ignore[arg-type]
-        prompt_tokens=0,
-        completion_tokens=0,
+        prompt_tokens=seen[0] if seen[1] else 0,
+        completion_tokens=seen[1],
         billing=job.billing,
         error_code=code,
         error_message="the worker was lost" if code == "worker_lost" else None,

@@ -24,6 +24,8 @@ class Wait:
         self._reader = replies.get_reader()
         self._queue = self._reader.subscribe(job_id)
         self._next_seq = 0
+        self.gone = asyncio.Event()
+        """Set when who waited has left before the end."""
         self.sent = False
         """Whether the job was queued, so that leaving must cancel it."""
         self.ended = False
@@ -31,6 +33,14 @@ class Wait:
     @property
     def process_id(self) -> str:
         return self._reader.process_id
+
+    @property
+    def left(self) -> bool:
+        return self.gone.is_set()
+
+    def take(self, event: Event) -> None:
+        """Hand in an event that was made in this process."""
+        self._queue.put_nowait(event)
 
     async def events(self) -> AsyncIterator[Event]:
         """Yield events; the last is `Finished`. Raises: AiscaleError (WORKER_LOST)."""
@@ -57,6 +67,7 @@ class Wait:
         if self.ended or not self.sent:
             return
         self.ended = True
+        self.gone.set()
         try:
             await queue.cancel(self.job_id, reason)
         except redis_clients.UNAVAILABLE:

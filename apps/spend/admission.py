@@ -39,6 +39,10 @@ _loads: dict[tuple[int, str], asyncio.Task[None]] = {}
 """Refills that are going on, by event loop and what: a thousand requests that miss the same copy wait for one."""
 
 
+NO_QUEUE = 1 << 40
+"""What an upstream computes waits in no queue of ours."""
+
+
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """Ask to run one job. ``worst_nanousd`` is `pricing.cost_nanousd` of the prompt and of max_tokens, ``worst_tokens`` their sum."""
 
@@ -154,7 +158,7 @@ async def run_gate(client: aioredis.Redis, ask: Ask, *, plan: str, now_ms: int, 
         now_ms,
         ask.deadline_at_ms + HOLD_GRACE_MS,
         budgets.plans_definition(),
-        settings.ENV.queue_limit,
+        settings.ENV.queue_limit if ask.provider == LOCAL_PROVIDER else NO_QUEUE,
         int(explain),
         ask.provider,
         ask.priority,

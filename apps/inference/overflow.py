@@ -1,0 +1,83 @@
+"""Let an upstream answer when our own workers cannot: none is there, there is no room, or the one that had the job was lost.
+
+The answer is then the fallback model's, at its own price, under the limits and kill switches that hold for it.
+"""
+
+import asyncio
+import logging
+import time
+from functools import partial
+
+from aiscale import redis as redis_clients
+from aiscale.errors import AiscaleError, Code
+from apps.accounts.callers import Caller
+from apps.inference import catalog, completions, presence, relays
+from apps.inference.catalog import CatalogModel
+from apps.inference.completions import CompletionRequest, Run
+
+log = logging.getLogger(__name__)
+
+FRESH_S = 1.0
+SUFFIX = "_f"
+"""Ends the names of jobs that took another's place: both may have been begun, and each is settled for itself."""
+
+_served: dict[str, set[str]] = {}
+_fresh_until = 0.0
+
+
+async def start(request: CompletionRequest, caller: Caller, model: CatalogModel) -> Run:
+    """Start a request on our workers, or on the model's fallback.
+
+    I/O: as `completions.start`, and a look at the workers' presence once a second. Raises: AiscaleError.
+    """
+    fallback = await catalog.find_fallback(model)
+    if fallback is None or request.prompt_token_ids is not None or request.top_logprobs is not None:
+        return await completions.start_local(request, caller, model)
+    begin = partial(relays.start, request, caller, fallback, SUFFIX)
+    if not await _has_worker(model):
+        log.warning("no worker serves %s: %s answers", model.slug, fallback.slug, extra={"model": model.slug})
+        try:
+            return await begin()
+        except AiscaleError as error:
+            if error.code is not Code.MODEL_NOT_ALLOWED:
+                raise
+            return await completions.start_local(request, caller, model)
+    try:
+        run = await completions.start_local(request, caller, model)
+    except AiscaleError as refusal:
+        if refusal.code is not Code.QUEUE_FULL:
+            raise
+        try:
+            return await begin()
+        except AiscaleError:
+            log.warning("the fallback %s cannot help either", fallback.slug, exc_info=True)
+            raise refusal from None
+    if not request.keep_log:
+        # who comes back to an answer knows it by its job's name: such a one stays with its job
+        run.rescue = begin
+    return run
+
+
+async def _has_worker(model: CatalogModel) -> bool:
+    global _served, _fresh_until
+    if time.monotonic() >= _fresh_until:
+        try:
+            _served = await asyncio.to_thread(_read_served)
+        except redis_clients.UNAVAILABLE:
+            return True
+        _fresh_until = time.monotonic() + FRESH_S
+    return model.version in _served.get(model.slug, set())
+
+
+def _read_served() -> dict[str, set[str]]:
+    served: dict[str, set[str]] = {}
+    for worker in presence.list_workers():
+        for slug, version in worker.models.items():
+            served.setdefault(slug, set()).add(version)
+    return served
+
+
+def forget() -> None:
+    """Look anew at the next request."""
+    global _fresh_until
+    _fresh_until = 0.0

@@ -1,0 +1,358 @@
+"""Have an upstream answer a request: admitted, held, metered and settled like one that our own workers compute.
+
+The web process that relays is the job's worker: it has the lease, pushes it ahead each second together with what was seen so far, obeys
+cancel and kill, and ends the job through finish.lua. When it dies, the reaper ends the job and charges what was seen.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import msgspec
+from django.conf import settings
+
+from aiscale import redis as redis_clients
+from aiscale.errors import AiscaleError, Code
+from aiscale.wire import codec, keys, scopes
+from aiscale.wire.events import Delta, Event, Finished, FinishReason, Started
+from aiscale.wire.jobs import GenerateJob, Sampling
+from aiscale.wire.scripts import finish_arguments
+from apps.accounts import callers
+from apps.accounts.callers import Caller
+from apps.inference import catalog, completions, lanes, prompts, queue
+from apps.inference.catalog import CatalogModel, UpstreamRoute
+from apps.inference.completions import CompletionRequest, Run
+from apps.inference.prompts import ChatMessage
+from apps.inference.upstream_client import open_stream
+from apps.inference.waiting import Wait
+from apps.spend import admission
+
+log = logging.getLogger(__name__)
+
+PER_MESSAGE_TOKENS = 16
+"""The most that a chat template adds to a message."""
+FINISH_TRIES = 30
+
+_relays: set[asyncio.Task[None]] = set()
+
+
+async def start(request: CompletionRequest, caller: Caller, model: CatalogModel, suffix: str = "") -> Run:
+    """Admit a request and have the model's upstream answer it.
+
+    I/O: two Redis trips, then HTTP in the background. Raises: AiscaleError, with nothing spent and nothing held.
+    """
+    route = model.upstream
+    assert route is not None
+    _check(request, model)
+    plan = await callers.get_plan(caller.plan)
+    model, plan = lanes.apply(caller, model, plan)
+    bound = bound_prompt_tokens(request.messages)
+    context = completions.count_context_tokens(model, plan)
+    max_tokens = request.max_tokens
+    if max_tokens is None:
+        max_tokens = max(min(plan.max_output_tokens, context - min(bound, context - 1)), 1)
+    elif max_tokens > plan.max_output_tokens:
+        completions.choose_max_tokens(max_tokens, 0, model, plan)
+    job_id = (request.job_id or lanes.name_job(request.request_id)) + suffix
+    deadline_at_ms = time.time_ns() // 1_000_000 + settings.ENV.request_deadline_s * 1000
+    hold_nanousd = model.terms.cost_nanousd(bound, max_tokens * request.n)
+    admitted = await admission.admit(
+        admission.Ask(
+            caller=caller,
+            model=model.slug,
+            job_id=job_id,
+            worst_nanousd=hold_nanousd,
+            worst_tokens=bound + max_tokens * request.n,
+            deadline_at_ms=deadline_at_ms,
+            priority=plan.priority,
+            provider=route.name,
+        )
+    )
+    wait = Wait(job_id, deadline_at_ms)
+    tag = completions.make_tag(caller, model, request.request_id, request.source, hold_nanousd, admitted)
+    job = GenerateJob(
+        job_id=job_id,
+        model=model.slug,
+        model_version=model.version,
+        prompt_token_ids=[],
+        sampling=Sampling(max_tokens=max_tokens, n=request.n),
+        billing=msgspec.structs.replace(tag, provider=route.name),
+        reply_to=wait.process_id,
+        deadline_at_ms=deadline_at_ms,
+        keep_log=request.keep_log,
+    )
+    relay = Relay(job, wait, route, request, max_tokens)
+    try:
+        relay.estimate = await count_tokens("".join(message.content for message in request.messages))
+        await relay.begin()
+    except BaseException as error:
+        await wait.close()
+        await asyncio.shield(admission.release(job.billing, job.model, job.job_id))
+        if isinstance(error, redis_clients.UNAVAILABLE):
+            raise redis_clients.unavailable() from error
+        raise
+    wait.sent = True
+    run = Run(job, wait, admitted.headers)
+    run.prompt_tokens = relay.estimate
+    return run
+
+
+def _check(request: CompletionRequest, model: CatalogModel) -> None:
+    """Raise: AiscaleError (UNSUPPORTED_PARAMETER) for what cannot be passed on."""
+    if request.prompt_token_ids is not None:
+        what, param = "go on from a text", "prompt"
+    elif request.top_logprobs is not None:
+        what, param = "tell logprobs", "logprobs"
+    else:
+        return
+    message = f"The model {model.slug!r} is served by another service and cannot {what}. Choose another model."
+    raise AiscaleError(Code.UNSUPPORTED_PARAMETER, message, param=param)
+
+
+def bound_prompt_tokens(messages: list[ChatMessage]) -> int:
+    """Return the most tokens that a conversation can be for any tokenizer on bytes: what is held for it."""
+    return sum(len(message.content.encode()) + PER_MESSAGE_TOKENS for message in messages)
+
+
+async def count_tokens(text: str) -> int:
+    """Count a text's tokens by a tokenizer of our own, for an upstream that tells no usage. I/O: as `prompts.encode_prompt`."""
+    if not text:
+        return 0
+    for model in await catalog.list_local("generate"):
+        try:
+            return len(await prompts.encode_prompt(model, text))
+        except AiscaleError:
+            continue
+    return -(-len(text.encode()) // 4)
+
+
+def make_body(request: CompletionRequest, route: UpstreamRoute, max_tokens: int) -> dict[str, Any]:
+    """Say a request in OpenAI's words. What is at its default is left out: not every server knows it."""
+    body: dict[str, Any] = {
+        "model": route.model,
+        "messages": [{"role": message.role, "content": message.content} for message in request.messages],
+        "max_tokens": max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    optional: dict[str, tuple[Any, Any]] = {
+        "n": (request.n, 1),
+        "stop": (list(request.stop), []),
+        "seed": (request.seed, None),
+        "presence_penalty": (request.presence_penalty, 0.0),
+        "frequency_penalty": (request.frequency_penalty, 0.0),
+        "top_k": (request.top_k, 0),
+        "min_p": (request.min_p, 0.0),
+        "repetition_penalty": (request.repetition_penalty, 1.0),
+        "logit_bias": ({str(token): value for token, value in request.logit_bias.items()}, {}),
+    }
+    return body | {name: value for name, (value, default) in optional.items() if value != default}
+
+
+class Relay:
+    """Be the worker of one job that an upstream computes."""
+
+    def __init__(
+        self, job: GenerateJob, wait: Wait, route: UpstreamRoute, request: CompletionRequest, max_tokens: int
+    ) -> None:
+        self.estimate = 0
+        """Prompt tokens by our own count, until the upstream tells its own."""
+        self._job = job
+        self._wait = wait
+        self._route = route
+        self._body = make_body(request, route, max_tokens)
+        self._worker_id = f"relay-{wait.process_id}"
+        self._seq = 0
+        self._text: dict[int, list[str]] = {}
+        self._ends: dict[int, str] = {}
+        self._usage: dict[str, Any] | None = None
+        self._chunks = 0
+        self._first_token_at_ms = 0
+        self._reason: tuple[FinishReason, str] | None = None
+        """Why it was stopped from outside."""
+
+    async def begin(self) -> None:
+        """Write the job's record, and go on in the background. I/O: one Redis trip. Raises: RedisError, OSError."""
+        job, now_ms = self._job, time.time_ns() // 1_000_000
+        names = [keys.job_record(job.job_id), keys.LEASES]
+        values: list[str | int | bytes] = [
+            job.job_id,
+            codec.encode_job(job),
+            job.model,
+            job.deadline_at_ms,
+            settings.ENV.request_deadline_s + keys.JOB_RECORD_AFTER_S,
+            self._worker_id,
+            now_ms + keys.LEASE_MS,
+            job.billing.organization_id,
+            " ".join(queue.list_in_flight(job)),
+            keys.MAX_ATTEMPTS,
+            self.estimate,
+        ]
+        await redis_clients.run_script_async("begin", names, values)
+        task = asyncio.create_task(self._run(), name=f"relay-{job.job_id}")
+        _relays.add(task)
+        task.add_done_callback(_relays.discard)
+
+    async def _run(self) -> None:
+        """Relay until the end, and say it. Nothing that goes wrong in here is lost: the lease passes, and the reaper ends the job."""
+        relaying = asyncio.create_task(self._relay())
+        beating = asyncio.create_task(self._beat(relaying))
+        left_s = max(self._job.deadline_at_ms / 1000 - time.time(), 0.1)
+        reason: FinishReason
+        code = message = None
+        try:
+            async with asyncio.timeout(left_s):
+                await relaying
+            reason = "length" if "length" in self._ends.values() else "stop"
+        except TimeoutError:
+            reason, code = "deadline", "deadline_exceeded"
+        except asyncio.CancelledError:
+            reason, message = self._reason or ("cancelled", "")
+            code = "killed" if reason == "killed" else "cancelled"
+        except AiscaleError as error:
+            reason, code, message = "error", error.code.value, error.message
+        except Exception as error:
+            log.exception("a relay failed", extra={"job_id": self._job.job_id})
+            reason, code, message = "error", Code.UPSTREAM_FAILED.value, str(error)[:200]
+        finally:
+            relaying.cancel()
+        try:
+            await self._finish(reason, code, message)
+        finally:
+            beating.cancel()
+
+    async def _relay(self) -> None:
+        await self._say(Started(job_id=self._job.job_id, seq=self._next(), worker_id=self._worker_id, attempt=1))
+        async with open_stream(self._route, "/chat/completions", self._body) as chunks:
+            async for chunk in chunks:
+                if not isinstance(chunk, dict):
+                    continue
+                if isinstance(chunk.get("usage"), dict):
+                    self._usage = chunk["usage"]
+                for choice in chunk.get("choices") or ():
+                    await self._take(choice)
+
+    async def _take(self, choice: dict[str, Any]) -> None:
+        index = choice.get("index") or 0
+        text = (choice.get("delta") or {}).get("content") or ""
+        finish_reason = choice.get("finish_reason")
+        end: Any = None
+        if finish_reason is not None:
+            self._ends[index] = end = "length" if finish_reason == "length" else "stop"
+        if text:
+            self._first_token_at_ms = self._first_token_at_ms or time.time_ns() // 1_000_000
+            self._text.setdefault(index, []).append(text)
+            self._chunks += 1
+        several = self._job.sampling.n > 1
+        if text or (several and end is not None):
+            await self._say(
+                Delta(
+                    job_id=self._job.job_id,
+                    seq=self._next(),
+                    text=text,
+                    completion_tokens=self._chunks,
+                    index=index if several else 0,
+                    end=end if several else None,
+                )
+            )
+
+    def _next(self) -> int:
+        self._seq += 1
+        return self._seq - 1
+
+    async def _say(self, event: Event) -> None:
+        """Hand an event to who waits here, and keep it for who comes back."""
+        self._wait.take(event)
+        if self._job.keep_log:
+            client: Any = redis_clients.get_async()
+            name = keys.job_log(self._job.job_id)
+            pipeline = client.pipeline(transaction=True)
+            pipeline.xadd(name, {"0": codec.encode_event(event)})
+            pipeline.expire(name, keys.JOB_LOG_TTL_S)
+            try:
+                await pipeline.execute()
+            except redis_clients.UNAVAILABLE as error:
+                raise redis_clients.unavailable() from error
+
+    async def _beat(self, relaying: asyncio.Task[None]) -> None:
+        """Push the lease ahead with what was seen, and obey. I/O: one Redis trip a second."""
+        name = keys.job_record(self._job.job_id)
+        while True:
+            try:
+                prompt, completion = await self._count()
+                client: Any = redis_clients.get_async()
+                pipeline = client.pipeline(transaction=False)
+                pipeline.hgetall(keys.KILLED)
+                pipeline.hmget(name, "worker", "cancelled", "state")
+                pipeline.hset(name, mapping={"seen_prompt_tokens": prompt, "seen_completion_tokens": completion})
+                now_ms = time.time_ns() // 1_000_000
+                pipeline.zadd(keys.LEASES, {self._job.job_id: now_ms + keys.LEASE_MS}, xx=True)
+                killed, (worker, cancelled, state), *_ = await pipeline.execute()
+                order = scopes.find_order(scopes.read_orders(killed, now_ms), scopes.list_scopes(self._job), now_ms)
+                if order is not None:
+                    self._stop(relaying, "killed", order.reason)
+                elif cancelled is not None or state != b"running" or worker != self._worker_id.encode():
+                    self._stop(relaying, "cancelled", "")
+            except redis_clients.UNAVAILABLE:
+                log.warning("a relay's lease could not be renewed", extra={"job_id": self._job.job_id})
+            if self._wait.left:
+                self._stop(relaying, "cancelled", "")
+            try:
+                async with asyncio.timeout(keys.HEARTBEAT_MS / 1000):
+                    await self._wait.gone.wait()
+                self._stop(relaying, "cancelled", "")
+                await asyncio.sleep(keys.HEARTBEAT_MS / 1000)
+            except TimeoutError:
+                pass
+
+    def _stop(self, relaying: asyncio.Task[None], reason: FinishReason, message: str) -> None:
+        if not relaying.done():
+            self._reason = self._reason or (reason, message)
+            relaying.cancel()
+
+    async def _count(self) -> tuple[int, int]:
+        """Return the tokens of prompt and answer: the upstream's own figures, else our tokenizer's."""
+        usage = self._usage or {}
+        prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        if isinstance(prompt, int) and isinstance(completion, int) and min(prompt, completion) >= 0:
+            return prompt, completion
+        texts = ["".join(parts) for parts in self._text.values()]
+        made = sum([await count_tokens(text) for text in texts])
+        return (self.estimate if texts else 0), max(made, min(self._chunks, 1))
+
+    async def _finish(self, reason: FinishReason, code: str | None, message: str | None) -> None:
+        """Say the end, once; again until Redis takes it, or the lease has passed and the reaper has said it."""
+        job, now_ms = self._job, time.time_ns() // 1_000_000
+        admitted_at_ms = job.billing.admitted_at_ms
+        prompt, completion = await self._count() if reason != "error" else (0, 0)
+        cached = ((self._usage or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        event = Finished(
+            job_id=job.job_id,
+            seq=self._next(),
+            kind="generate",
+            model=job.model,
+            model_version=job.model_version,
+            finish_reason=reason,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            cached_tokens=min(cached, prompt) if isinstance(cached, int) and cached > 0 else 0,
+            billing=job.billing,
+            error_code=code,
+            error_message=message,
+            text="".join(self._text.get(0, [])) if job.keep_log else None,
+            worker_id=self._worker_id,
+            first_token_ms=max(self._first_token_at_ms - admitted_at_ms, 0) if self._first_token_at_ms else None,
+            duration_ms=max(now_ms - admitted_at_ms, 0),
+            finished_at_ms=now_ms,
+        )
+        names, values = finish_arguments(event, reply_to=job.reply_to, keep_log=job.keep_log, by=self._worker_id)
+        for _ in range(FINISH_TRIES):
+            try:
+                await redis_clients.run_script_async("finish", names, values)
+                return
+            except redis_clients.UNAVAILABLE:
+                log.warning("the end of a relay waits for Redis", extra={"job_id": job.job_id})
+                await asyncio.sleep(0.5)
