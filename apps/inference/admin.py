@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
 from unfold.admin import ModelAdmin
-from unfold.widgets import UnfoldAdminPasswordWidget
+from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextInputWidget
 
 from aiscale.money_forms import format_per_million
 from apps.inference.models import Model, Upstream
@@ -20,6 +20,13 @@ from apps.spend.models import Price
 
 
 class UpstreamForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs alone
+    base_url = forms.URLField(
+        label="base URL",
+        max_length=300,
+        assume_scheme="https",
+        help_text="Up to and with /v1.",
+        widget=UnfoldAdminTextInputWidget,
+    )
     key = forms.CharField(
         required=False,
         widget=UnfoldAdminPasswordWidget(attrs={"autocomplete": "new-password"}),

@@ -17,7 +17,7 @@ from apps.accounts import audit, organizations
 from apps.accounts.keys import create_key
 from apps.accounts.models import AuditEvent, Membership, Organization, Plan, User
 from apps.chat import turns
-from apps.inference.models import Model
+from apps.inference.models import Model, Upstream
 from apps.spend import killswitch, prices, rerating, settlement
 from apps.spend.models import Budget
 from tests.apps.conftest import Cast
@@ -42,6 +42,9 @@ def browser(cast: Cast) -> Client:
     rerating.order(order, reason="Wrong", by=audit.by_user(root))
     with transaction.atomic():
         audit.record("plan.change", target="plan:free", by=audit.by_user(root))
+    upstream = Upstream(name="acme", base_url="https://api.acme.example/v1")
+    upstream.set_key("sk-upstream-secret")
+    upstream.save()
     browser = Client()
     browser.force_login(root)
     return browser
@@ -187,3 +190,40 @@ def test_members_change_in_the_admin_as_on_the_pages(browser: Client, cast: Cast
     assert key.state == "revoked"
     actions = list(AuditEvent.objects.filter(target=f"user:{bob.public_id}").values_list("action", flat=True))
     assert actions == ["member.remove", "member.role"]
+
+
+def test_an_owner_adds_an_upstream_and_a_model_of_it(browser: Client) -> None:
+    page = browser.get("/admin/inference/upstream/add/")
+    assert page.status_code == 200 and b"password" in page.content
+    values = {
+        "name": "other",
+        "base_url": "https://other.example/v1",
+        "key": "sk-of-other",
+        "timeout_s": 60,
+        "retries": 2,
+    }
+    assert browser.post("/admin/inference/upstream/add/", values | {"is_enabled": "on"}).status_code == 302
+    upstream = Upstream.objects.get(name="other")
+    assert upstream.sealed_key and "sk-of-other" not in upstream.sealed_key
+    page = browser.get(f"/admin/inference/upstream/{upstream.pk}/change/")
+    assert b"sk-of-other" not in page.content and upstream.sealed_key.encode() not in page.content
+    for url in ("http://127.0.0.1:1/v1", "http://localhost/v1", "http://10.1.2.3/v1", "https://user:pw@x.example/v1"):
+        refused = browser.post("/admin/inference/upstream/add/", values | {"name": "bad", "base_url": url})
+        assert refused.status_code == 200 and not Upstream.objects.filter(name="bad").exists(), url
+    model = {
+        "slug": "other-large",
+        "name": "Other",
+        "upstream": upstream.pk,
+        "upstream_model": "large",
+        "context_tokens": 8192,
+    }
+    assert browser.post("/admin/inference/model/add/", model | {"upstream_model": ""}).status_code == 200
+    assert browser.post("/admin/inference/model/add/", model).status_code == 302
+    added = Model.objects.get(slug="other-large")
+    assert (added.kind, added.upstream) == ("generate", upstream)
+    local = Model.objects.get(slug="smollm2-135m-instruct")
+    page = browser.get(f"/admin/inference/model/{local.pk}/change/")
+    assert b"other-large" in page.content and page.status_code == 200
+    changed = {"name": local.name, "description": "", "is_enabled": "on", "fallback": added.pk}
+    assert browser.post(f"/admin/inference/model/{local.pk}/change/", changed).status_code == 302
+    assert Model.objects.get(slug=local.slug).fallback == added

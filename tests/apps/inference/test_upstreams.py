@@ -304,7 +304,11 @@ async def test_private_addresses_are_not_asked(cast: Cast, settings: Any, settli
 async def test_overflow_when_nobody_serves_the_model(cast: Cast, settling: None) -> None:
     async with odd("good") as upstream:
         await on_thread(lambda: enter(upstream.port))
-        await on_thread(lambda: Model.objects.filter(slug=LOCAL).update(fallback=Model.objects.get(slug="acme-large")))
+        await on_thread(
+            lambda: Model.objects.filter(slug=LOCAL).update(
+                fallback=Model.objects.get(slug="acme-large"), version="newer"
+            )
+        )
         catalog.forget()
         answer = await ask(cast, model=LOCAL).read_json()
         assert answer["choices"][0]["message"]["content"] == "one two three" and answer["model"] == "acme-large"
