@@ -99,6 +99,8 @@ class Env:
     execution_providers: str
     engine_slots: int
     engine_threads: int
+    kv_memory_mb: int
+    """The most memory for keys and values; 0: a quarter of the machine's."""
     encoder_batch: int
     """The most texts of one encoder run."""
     encoder_batch_tokens: int
@@ -151,7 +153,7 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
     if log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise BadSetting("AISCALE_LOG_LEVEL", f"is {log_level!r}; it must be DEBUG, INFO, WARNING or ERROR")
     cores = os.cpu_count() or 1
-    slots = read_int(e, "AISCALE_ENGINE_SLOTS", 16, low=1, high=512)
+    slots = read_int(e, "AISCALE_ENGINE_SLOTS", 32, low=1, high=512)
     return Env(
         host=host,
         port=port,
@@ -169,6 +171,7 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
         web_workers=read_int(e, "WEB_WORKERS", max(1, cores // 2), low=1, high=256),
         execution_providers=read_text(e, "AISCALE_EXECUTION_PROVIDERS"),
         engine_slots=slots,
+        kv_memory_mb=read_int(e, "AISCALE_KV_MEMORY_MB", 0, low=0, high=1 << 30),
         engine_threads=read_int(e, "AISCALE_ENGINE_THREADS", 0, low=0, high=512),
         encoder_batch=read_int(e, "AISCALE_ENCODER_BATCH", 32, low=1, high=1024),
         encoder_batch_tokens=read_int(e, "AISCALE_ENCODER_BATCH_TOKENS", 1024, low=1, high=1_048_576),

@@ -33,6 +33,28 @@ ENGINE_STEP_SECONDS = Histogram(
     "aiscale_engine_step_seconds", "Time of one engine step", ["model"], buckets=LATENCY_BUCKETS_S
 )
 ENGINE_TOKENS = Counter("aiscale_engine_tokens", "Tokens computed by the engine", ["model", "kind"])
+ENGINE_BATCH_SIZE = Histogram(
+    "aiscale_engine_batch_size",
+    "Sequences that one step decodes",
+    ["model"],
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)
+ENGINE_FIRST_TOKEN_SECONDS = Histogram(
+    "aiscale_engine_first_token_seconds", "Arrival at the engine to first token", ["model"], buckets=LATENCY_BUCKETS_S
+)
+ENGINE_TOKEN_GAP_SECONDS = Histogram(
+    "aiscale_engine_token_gap_seconds", "Time between two tokens of a sequence", ["model"], buckets=LATENCY_BUCKETS_S
+)
+ENGINE_KV_TOKENS = Gauge(
+    "aiscale_engine_kv_tokens",
+    "Tokens whose keys and values have their place: of the running, and kept",
+    ["model", "use"],
+)
+ENGINE_PREFIX_TOKENS = Counter(
+    "aiscale_engine_prefix_tokens",
+    "Prompt tokens of the requests that began (asked), and found kept (reused)",
+    ["model", "kind"],
+)
 
 ENCODER_BATCH_TEXTS = Histogram(
     "aiscale_encoder_batch_texts", "Texts of one encoder run", ["model"], buckets=(1, 2, 4, 8, 16, 24, 32, 64, 128)

@@ -56,6 +56,7 @@ class Generation:
             deadline_s=job.deadline_at_ms / 1000,
             detokenizer=detokenizer,
             on_output=lambda output: self._take(index, output, detokenizer.stopped_by),
+            prefix_scope=job.prefix_scope,
             rng=make_rng(sampling.seed, index),
         )
 

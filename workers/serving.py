@@ -8,23 +8,18 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from aiscale.observability import (
-    ENCODER_BATCH_TEXTS,
-    ENGINE_RUNNING,
-    ENGINE_STEP_SECONDS,
-    ENGINE_TOKENS,
-    ENGINE_WAITING,
-)
+from aiscale.observability import ENCODER_BATCH_TEXTS, ENGINE_STEP_SECONDS, ENGINE_TOKENS, ENGINE_WAITING
 from aiscale.wire import scopes
 from aiscale.wire.jobs import EncodeJob, GenerateJob
 from aiscale.wire.manifest import TOKENIZER_FILE, Manifest
 from workers.config import ENV, list_served
 from workers.engine.encoding import BatchReport, EncoderThread, EncodeTask
 from workers.engine.engine import Engine
-from workers.engine.runner_fake import FakeEncoder, FakeRunner
+from workers.engine.runner_fake import FakeEncoder
 from workers.engine.sequence import Sequence
 from workers.engine.vocabulary import Vocabulary
 from workers.generation import Generation
+from workers.generators import open_engine
 from workers.lanes import Lanes
 from workers.publish import JobInHand, Publisher
 
@@ -121,7 +116,7 @@ class Serving:
         name = manifest.name
         if manifest.kind == "generate":
             self._vocabularies[name] = Vocabulary(Tokenizer.from_file(str(directory / TOKENIZER_FILE)))
-            engine = Engine(_open_runner(directory, manifest, self.providers), manifest.eos_token_ids, _meter(name))
+            engine = open_engine(directory, manifest, self.providers)
             engine.start(f"engine-{name}")
             self._engines[name] = engine
         else:
@@ -204,42 +199,12 @@ def _choose_providers() -> list[str]:
         raise SystemExit(f"aiscale: the setting AISCALE_EXECUTION_PROVIDERS: {error}") from error
 
 
-def _open_runner(directory: Path, manifest: Manifest, providers: list[str]) -> Any:
-    if ENV.engine_runner == "fake":
-        return FakeRunner(
-            slots=ENV.engine_slots,
-            context_tokens=min(ENV.context_tokens, manifest.context_tokens),
-            vocab_size=manifest.vocab_size,
-            step_s=ENV.fake_step_ms / 1000,
-        )
-    from workers.engine.runner_onnx import OnnxRunner
-
-    return OnnxRunner(
-        directory,
-        slots=ENV.engine_slots,
-        context_tokens=ENV.context_tokens,
-        providers=providers,
-        threads=ENV.engine_threads,
-    )
-
-
 def _open_encoder(directory: Path, manifest: Manifest, providers: list[str]) -> Any:
     if ENV.engine_runner == "fake":
         return FakeEncoder(manifest.dimensions)
     from workers.engine.encoder import OnnxEncoder
 
     return OnnxEncoder(directory, providers, ENV.engine_threads)
-
-
-def _meter(name: str) -> Any:
-    def on_step(seconds: float, running: int, waiting: int, prefilled: int, decoded: int) -> None:
-        ENGINE_STEP_SECONDS.labels(name).observe(seconds)
-        ENGINE_RUNNING.labels(name).set(running)
-        ENGINE_WAITING.labels(name).set(waiting)
-        ENGINE_TOKENS.labels(name, "prompt").inc(prefilled)
-        ENGINE_TOKENS.labels(name, "completion").inc(decoded)
-
-    return on_step
 
 
 def _meter_batches(name: str) -> Any:

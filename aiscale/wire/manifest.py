@@ -38,6 +38,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     kv_heads: int = 0
     head_dim: int = 0
     eos_token_ids: tuple[int, ...] = ()
+    batch_invariant: bool = False
+    """A sequence's logits are the same to the bit whatever shares its batch, so that answers can be cached exactly."""
     chat_template: str | None = None
     """Jinja source in the Hugging Face convention: ``messages``, ``add_generation_prompt``, ``bos_token``, ``eos_token``."""
     bos_token: str = ""

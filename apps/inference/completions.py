@@ -159,9 +159,19 @@ async def start_local(request: CompletionRequest, caller: Caller, model: Catalog
         reply_to=wait.process_id,
         deadline_at_ms=deadline_at_ms,
         keep_log=request.keep_log,
+        prefix_scope=choose_prefix_scope(caller, plan),
     )
     await send(job, wait, plan)
     return Run(job, wait, admitted.headers)
+
+
+def choose_prefix_scope(caller: Caller, plan: PlanLimits) -> str:
+    """Say with whom a request shares the keys and values of prompts that begin alike: how long an answer takes tells of it."""
+    if plan.cache_scope == "site":
+        return "site"
+    if plan.cache_scope == "key":
+        return f"{caller.organization_id}:{caller.key_id or caller.user_id}"
+    return caller.organization_id
 
 
 def make_sampling(request: CompletionRequest, model: CatalogModel, max_tokens: int) -> Sampling:

@@ -34,7 +34,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(SLOTS)
+        self.scheduler = Scheduler(SLOTS, 1_000, 100)
         self.known: list[Sequence] = []
         self.count = 0
 
@@ -82,7 +82,7 @@ TestScheduler.settings = settings(max_examples=40, stateful_step_count=40, deadl
 
 
 def test_who_waits_long_enough_comes_first() -> None:
-    scheduler = Scheduler(1)
+    scheduler = Scheduler(1, 1_000, 100)
     patient, hurried = make("patient", 9, 0.0), make("hurried", 0, 9 * AGING_S + 1)
     scheduler.add(hurried)
     scheduler.add(patient)

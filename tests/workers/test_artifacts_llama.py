@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from workers.artifacts import gguf_llama, gguf_tokenizer
 from workers.artifacts.errors import ConversionError
-from workers.artifacts.quantize import BLOCK, quantize_int4, quantize_int8
+from workers.artifacts.quantize import BLOCK, quantize_int4, quantize_int8, quantize_rows
 from workers.engine.providers import CPU
 from workers.engine.runner_onnx import OnnxRunner
 
@@ -64,18 +64,19 @@ def converted(precision: str) -> Any:
         ends = name in ("token_embd.weight", "output.weight")
         if precision == "fp16":
             return value.astype(np.float16).astype(np.float32)
-        if precision == "int8" and any(part in name for part in ("attn_q", "attn_k", "attn_v")):
-            return value
+        if precision == "int8" and name != "token_embd.weight":
+            codes, scales = quantize_rows(value)
+            return codes * scales[:, None]
         return (quantize_int8 if precision == "int8" or ends else quantize_int4)(value).dequantize()
 
     return rounded
 
 
-@pytest.mark.parametrize(("precision", "least"), [("fp16", 0.9999), ("int8", 0.998), ("int4", 0.99)])
+@pytest.mark.parametrize(("precision", "least"), [("fp16", 0.9999), ("int8", 0.9995), ("int4", 0.99)])
 def test_narrow_graphs_compute_their_rounded_weights(
     tmp_path: Path, tiny_llama: Any, precision: str, least: float
 ) -> None:
-    llama = dataclasses.replace(tiny_llama, tied=True)
+    llama = dataclasses.replace(tiny_llama, tied=False)
     expected = llama.logits(PROMPT, converted(precision))
     found = steps(convert(llama, tmp_path, precision)).astype(np.float64)
     assert np.dot(found, expected) / np.linalg.norm(found) / np.linalg.norm(expected) > least

@@ -33,7 +33,7 @@ TOKENIZER = make_tokenizer()
 
 
 class WatchedRunner(FakeRunner):
-    """Remember how many rows each decode had, and which slots were given back."""
+    """Remember how many rows each decode had, how long prompts' chunks were, and which slots were given back."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"slots": 16, "context_tokens": 200, "vocab_size": VOCABULARY, "first": FIRST} | options)
@@ -41,23 +41,23 @@ class WatchedRunner(FakeRunner):
         self.released: list[int] = []
         self.prefills: list[int] = []
 
-    def prefill(self, slot: int, token_ids: Any, start: int) -> NDArray[np.float32]:
-        self.prefills.append(len(token_ids))
-        return super().prefill(slot, token_ids, start)
-
-    def decode(self, slots: Any, token_ids: Any, positions: Any) -> NDArray[np.float32]:
-        self.widths.append(len(slots))
-        assert len(set(slots)) == len(slots)
-        return super().decode(slots, token_ids, positions)
+    def compute(self, chunks: Any, *, every: bool = False) -> NDArray[np.float32]:
+        assert len({chunk.slot for chunk in chunks}) == len(chunks)
+        if len(chunks[0].token_ids) == 1:
+            self.widths.append(len(chunks))
+        else:
+            self.prefills += [len(chunk.token_ids) for chunk in chunks]
+        return super().compute(chunks, every=every)
 
     def release(self, slot: int) -> None:
         self.released.append(slot)
+        super().release(slot)
 
 
 class FlatRunner(WatchedRunner):
     """Find every token equally likely."""
 
-    def _logits(self, last: list[int], lengths: list[int]) -> NDArray[np.float32]:
+    def _logits(self, last: list[int]) -> NDArray[np.float32]:
         return np.zeros((len(last), VOCABULARY), np.float32)
 
 
@@ -227,7 +227,7 @@ def ask_choices(job_id: str, count: int, **params: Any) -> list[Asked]:
 
 def test_choices_share_one_prefill_and_draw_apart() -> None:
     runner = FlatRunner()
-    engine = Engine(runner, (), chunk_tokens=4)
+    engine = Engine(runner, (), step_tokens=4)
     engine.start()
     options: dict[str, Any] = {"prompt": list(range(10, 20)), "temperature": 1.0, "seed": 3, "max_tokens": 9}
     lone = Asked("lone", **options)
@@ -256,7 +256,7 @@ def test_choices_end_together_when_their_job_is_aborted(engine: Engine, runner: 
 
 
 def test_more_choices_than_slots_are_refused(engine: Engine) -> None:
-    with pytest.raises(ValueError, match="at most 16 choices"):
+    with pytest.raises(ValueError, match="no room for 17 choices"):
         submit(engine, ask_choices("many", 17)[0])
 
 

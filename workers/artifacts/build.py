@@ -25,7 +25,7 @@ from workers.artifacts.fetch import fetch
 from workers.artifacts.gguf_llama import Precision
 from workers.engine.sessions import integers_add_up
 
-REVISIONS = {"generate": 2, "embed": 2}
+REVISIONS = {"generate": 3, "embed": 2}
 """Raise one with each change of that kind's converter that changes what it writes: its models get another version. They are apart
 since a new version of an encoder means that every stored vector is made anew (R1)."""
 
@@ -159,6 +159,7 @@ def _convert_generator(
         chat_template=vocabulary.chat_template,
         bos_token=vocabulary.bos_token,
         eos_token=vocabulary.eos_token,
+        batch_invariant=gguf_llama.BATCH_INVARIANT[precision],
     )
 
 

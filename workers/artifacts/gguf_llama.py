@@ -1,9 +1,12 @@
 """Convert a GGUF file of the llama architecture into one ONNX graph for ONNX Runtime's fused operators.
 
-The graph takes ``input_ids`` int64 ``[batch, sequence]``, ``seqlens_k`` int32 ``[batch]`` (tokens in the KV after this call,
-less one), ``total_sequence_length`` int32 ``[1]`` (the longest of them) and, for each layer, ``past_key.N`` and
-``past_value.N`` float ``[batch, kv_heads, capacity, head_dim]``. It gives ``logits`` float32 ``[batch, vocab]`` of each row's
-last position and ``present_key.N``, ``present_value.N``, which must be bound to the memory of the past.
+The graph takes tokens of several sequences laid end to end, however many of each. ``input_ids`` int64 ``[tokens]``; ``places`` int64
+``[batch, sequence]``: which token stands at each place of the padded batch (any, where none does); ``flat_places`` int64
+``[tokens]``: where each stands, counted through the batch; ``query_seqlens`` int32 ``[batch]``: how many of each sequence;
+``seqlens_k`` int32 ``[batch]``: tokens in the KV after this call, less one; ``total_sequence_length`` int32 ``[1]``: the most of them;
+``wanted`` int64 ``[wanted]``: the tokens whose logits are asked for. For each layer, ``past_key.N`` and ``past_value.N`` float
+``[batch, kv_heads, capacity, head_dim]``. It gives ``logits`` float32 ``[wanted, vocab]`` and ``present_key.N``,
+``present_value.N``, which must be bound to the memory of the past.
 """
 
 from dataclasses import dataclass
@@ -14,19 +17,22 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.artifacts import integer
 from workers.artifacts.errors import ConversionError
 from workers.artifacts.graph import FLOAT, FLOAT16, INT32, INT64, MICROSOFT, GraphWriter
 from workers.artifacts.quantize import BLOCK, Blocks, quantize_int4, quantize_int8
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
-"""What each costs in fidelity, as the mean KL divergence from fp32 and the share of equal greedy tokens over 361 tokens of
-SmolLM2-135M's own answers (a Q4_1 file):
+"""What each costs in fidelity, as the mean KL divergence from fp32 over SmolLM2-135M's text (a Q4_1 file). All but int4 give a
+sequence the same logits to the bit whatever shares its batch.
 
-fp32: the reference; a sequence's logits are the same to the bit whatever shares its batch.
-fp16: for GPUs, whose attention kernel takes nothing wider. 0.0000, 99.7 %.
-int8: everything but the attention's inputs in 8 bits. 0.0025, 97 %; as fast as int4 from two sequences on.
-int4: the least memory. Rounds a second time what a 4-bit GGUF has rounded already: 0.25, 77 %.
+fp32: the reference.
+fp16: for GPUs, whose attention kernel takes nothing wider. 0.0000.
+int8: weights in 8 bits with a scale for each output, activations in 16 (see `integer`). 0.005; the fastest on CPUs with int8 units.
+int4: the least memory. Rounds a second time what a 4-bit GGUF has rounded already: 0.25.
 """
+
+BATCH_INVARIANT: dict[Precision, bool] = {"fp32": True, "fp16": True, "int8": True, "int4": False}
 
 READABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K", "Q4_K", "Q5_K")
 
@@ -112,13 +118,16 @@ class _LlamaGraph:
 
     def write(self, target: Path) -> None:
         graph, shape = self.graph, self.shape
-        ids = graph.input("input_ids", INT64, ["batch", "sequence"])
+        ids = graph.input("input_ids", INT64, ["tokens"])
+        graph.input("places", INT64, ["batch", "sequence"])
+        graph.input("flat_places", INT64, ["tokens"])
+        graph.input("wanted", INT64, ["wanted"])
+        graph.input("query_seqlens", INT32, ["batch"])
         graph.input("seqlens_k", INT32, ["batch"])
         graph.input("total_sequence_length", INT32, [1])
         self._rotary_tables()
         embedding = self._read("token_embd.weight")
-        head = self._head_blocks(embedding)
-        residual = self._embed(ids, embedding, head)
+        residual = self._embed(ids, embedding)
         normed = graph.node(
             "SimplifiedLayerNormalization",
             [residual, self._norm("blk.0.attn_norm.weight")],
@@ -128,12 +137,12 @@ class _LlamaGraph:
         )
         for layer in range(shape.layers):
             normed, residual = self._layer(layer, normed, residual)
-        logits = self._project_head(normed, embedding, head)
+        logits = self._project_head(normed, embedding)
         if self.precision == "fp16":
-            graph.node("Cast", [logits], ["logits"], to=FLOAT)
-        else:
-            graph.node("Identity", [logits], ["logits"])
-        graph.output("logits", FLOAT, ["batch", shape.vocab_size])
+            logits = graph.node("Cast", [logits], to=FLOAT)
+        flat = graph.constant("logits_shape", np.array([-1, shape.vocab_size], np.int64))
+        graph.node("Reshape", [logits, flat], ["logits"])
+        graph.output("logits", FLOAT, ["wanted", shape.vocab_size])
         graph.save(target)
 
     def _layer(self, layer: int, normed: str, residual: str) -> tuple[str, str]:
@@ -141,21 +150,20 @@ class _LlamaGraph:
         graph, at, last = self.graph, f"blk.{layer}", layer == self.shape.layers - 1
         attended = self._attention(layer, normed)
         if last:
-            # Only the last position's logits are asked for: from here on the others need no work.
-            index = graph.constant("last_position", np.array(-1, np.int64))
-            attended = graph.node("Gather", [attended, index], axis=1)
-            residual = graph.node("Gather", [residual, index], axis=1)
-        mixed = self._linear(f"{at}.attn_output", [self._read(f"{at}.attn_output.weight")], attended)
+            # only some positions' logits are asked for: from here on the others need no work
+            attended = graph.node("Gather", [attended, "wanted"], axis=0)
+            residual = graph.node("Gather", [residual, "wanted"], axis=0)
+        mixed = self._linear(f"{at}.attn_output", [self._read(f"{at}.attn_output.weight")], attended, "coarse")
         normed, residual = self._add_and_norm(mixed, residual, f"{at}.ffn_norm.weight")
         gate_up = [self._read(f"{at}.ffn_gate.weight"), self._read(f"{at}.ffn_up.weight")]
-        both = self._linear(f"{at}.ffn_gate_up", gate_up, normed)
+        both = self._linear(f"{at}.ffn_gate_up", gate_up, normed, "bounded", f"{at}.ffn_norm.weight")
         halves = graph.constant("ffn_halves", np.array([self.shape.ffn, self.shape.ffn], np.int64))
         gate, up = f"{at}.gate", f"{at}.up"
         graph.node("Split", [both, halves], [gate, up], axis=-1)
         # QuickGelu with alpha 1 is x * sigmoid(x): SiLU in one pass.
         active = graph.node("QuickGelu", [gate], domain=MICROSOFT, alpha=1.0)
         product = graph.node("Mul", [active, up])
-        fed = self._linear(f"{at}.ffn_down", [self._read(f"{at}.ffn_down.weight")], product)
+        fed = self._linear(f"{at}.ffn_down", [self._read(f"{at}.ffn_down.weight")], product, "scaled")
         following = "output_norm.weight" if last else f"blk.{layer + 1}.attn_norm.weight"
         return self._add_and_norm(fed, residual, following)
 
@@ -166,14 +174,14 @@ class _LlamaGraph:
             _unpermute(self._read(f"{at}.attn_k.weight"), shape.kv_heads),
             self._read(f"{at}.attn_v.weight"),
         ]
-        packed = self._attention_input(f"{at}.attn_qkv", weights, normed)
+        packed = self._to_batch(self._linear(f"{at}.attn_qkv", weights, normed, "bounded", f"{at}.attn_norm.weight"))
         cache: list[str | int] = ["batch", shape.kv_heads, "capacity", shape.head_dim]
         past = [graph.input(f"past_{kind}.{layer}", self.onnx_dtype, cache) for kind in ("key", "value")]
         present = [f"present_{kind}.{layer}" for kind in ("key", "value")]
         for name in present:
             graph.output(name, self.onnx_dtype, cache)
-        rest = ["seqlens_k", "total_sequence_length", "rotary_cos", "rotary_sin"]
-        return graph.node(
+        rest = ["seqlens_k", "total_sequence_length", "rotary_cos", "rotary_sin", *[""] * 7, "query_seqlens"]
+        attended = graph.node(
             "GroupQueryAttention",
             [packed, "", "", *past, *rest],
             [f"{at}.attended", *present],
@@ -183,6 +191,16 @@ class _LlamaGraph:
             do_rotary=1,
             rotary_interleaved=0,
         )
+        return self._to_tokens(attended, shape.heads * shape.head_dim)
+
+    def _to_batch(self, value: str) -> str:
+        """Lay tokens ``[tokens, 1, features]`` out as ``[batch, sequence, features]``."""
+        flat = self.graph.constant("batch_shape", np.array([0, 0, -1], np.int64))
+        return self.graph.node("Reshape", [self.graph.node("Gather", [value, "places"], axis=0), flat])
+
+    def _to_tokens(self, value: str, features: int) -> str:
+        flat = self.graph.constant(f"tokens_shape_{features}", np.array([-1, 1, features], np.int64))
+        return self.graph.node("Gather", [self.graph.node("Reshape", [value, flat]), "flat_places"], axis=0)
 
     def _add_and_norm(self, value: str, residual: str, norm: str) -> tuple[str, str]:
         normed, total = f"{norm}.out", f"{norm}.residual"
@@ -195,20 +213,24 @@ class _LlamaGraph:
         )
         return normed, total
 
-    def _attention_input(self, name: str, weights: list[NDArray[np.float32]], value: str) -> str:
-        """Project to queries, keys and values; with int8 in plain floats, since here rounded activations are seen most.
+    def _linear(
+        self,
+        name: str,
+        weights: list[NDArray[np.float32]],
+        value: str,
+        activations: integer.Activations,
+        norm: str | None = None,
+    ) -> str:
+        """Multiply by one matrix, or by several at once whose outputs are laid side by side.
 
-        Measured on SmolLM2-135M: divergence from fp32 0.0025 instead of 0.0040, at no loss of speed.
+        ``norm`` names the gain of the normalization that ``value`` comes from: it bounds ``bounded`` activations, since what is
+        normalized to a root mean square of 1 has no value above the root of its length.
         """
-        if self.precision == "int8":
-            return self._float_matmul(name, np.concatenate(weights), value)
-        return self._linear(name, weights, value)
-
-    def _linear(self, name: str, weights: list[NDArray[np.float32]], value: str) -> str:
-        """Multiply by one matrix, or by several at once whose outputs are laid side by side."""
         weight = weights[0] if len(weights) == 1 else np.concatenate(weights)
         if self.precision == "int8":
-            return self._blocks_matmul(name, quantize_int8(weight), value)
+            gain = 0.0 if norm is None else float(np.abs(self._read(norm)).max())
+            bound = gain * float(np.sqrt(weight.shape[1]))
+            return integer.integer_matmul(self.graph, name, weight, value, activations, bound)
         if self.precision == "int4":
             return self._blocks_matmul(name, quantize_int4(weight), value)
         return self._float_matmul(name, weight, value)
@@ -237,34 +259,33 @@ class _LlamaGraph:
             accuracy_level=4,  # activations rounded to int8: the fast kernels
         )
 
-    def _head_blocks(self, embedding: NDArray[np.float32]) -> Blocks | None:
-        """Quantize the output head to 8 bits: it decides between 49,152 words, and 4 bits are seen there."""
-        if self.precision not in ("int8", "int4"):
-            return None
-        return quantize_int8(self._read("output.weight") if "output.weight" in self.tensors else embedding)
-
-    def _embed(self, ids: str, embedding: NDArray[np.float32], head: Blocks | None) -> str:
+    def _embed(self, ids: str, embedding: NDArray[np.float32]) -> str:
+        """Look up ``[tokens, 1, hidden]``."""
         graph = self.graph
-        if head is None or "output.weight" in self.tensors:
-            return graph.node("Gather", [graph.constant("token_embd", embedding.astype(self.dtype)), ids], axis=0)
-        # The head's own codes serve as the embedding, too: the file holds them once.
-        codes = graph.node("Gather", [graph.constant("head.codes", head.codes), ids], axis=0)
-        scales = graph.node("Gather", [graph.constant("head.scales", head.scales), ids], axis=0)
+        flat = graph.constant("hidden_shape", np.array([-1, 1, self.shape.hidden], np.int64))
+        if self.precision not in ("int8", "int4"):
+            table = graph.constant("token_embd", embedding.astype(self.dtype))
+            return graph.node("Reshape", [graph.node("Gather", [table, ids], axis=0), flat])
+        # a Q8_0 table comes through unchanged
+        blocks = quantize_int8(embedding)
+        codes = graph.node("Gather", [graph.constant("token_embd.codes", blocks.codes), ids], axis=0)
+        scales = graph.node("Gather", [graph.constant("token_embd.scales", blocks.scales), ids], axis=0)
         whole = graph.node("Cast", [codes], to=FLOAT)
-        centred = graph.node("Sub", [whole, graph.constant("head.middle", np.array(128.0, np.float32))])
+        centred = graph.node("Sub", [whole, graph.constant("token_embd.middle", np.array(128.0, np.float32))])
         spread = graph.node("Unsqueeze", [scales, graph.constant("last_axis", np.array([-1], np.int64))])
-        value = graph.node("Mul", [centred, spread])
-        flat = graph.constant("hidden_shape", np.array([0, 0, self.shape.hidden], np.int64))
-        return graph.node("Reshape", [value, flat])
+        return graph.node("Reshape", [graph.node("Mul", [centred, spread]), flat])
 
-    def _project_head(self, normed: str, embedding: NDArray[np.float32], head: Blocks | None) -> str:
-        if head is not None:
-            return self._blocks_matmul("head", head, normed)
-        if "output.weight" in self.tensors:
-            return self._linear("head", [self._read("output.weight")], normed)
+    def _project_head(self, normed: str, embedding: NDArray[np.float32]) -> str:
+        weight = self._read("output.weight") if "output.weight" in self.tensors else embedding
+        if self.precision == "int4":
+            # it decides between 49,152 words, and 4 bits are seen there
+            return self._blocks_matmul("head", quantize_int8(weight), normed)
+        if self.precision == "int8" or "output.weight" in self.tensors:
+            return self._linear("head", [weight], normed, "bounded", "output_norm.weight")
         # Gemm reads the embedding the other way round, so that the file holds it once.
         table = self.graph.constant("token_embd", embedding.astype(self.dtype))
-        return self.graph.node("Gemm", [normed, table], transB=1)
+        flat = self.graph.constant("head_shape", np.array([-1, self.shape.hidden], np.int64))
+        return self.graph.node("Gemm", [self.graph.node("Reshape", [normed, flat]), table], transB=1)
 
     def _rotary_tables(self) -> None:
         half = self.shape.head_dim // 2

@@ -21,6 +21,7 @@ FLOAT = TensorProto.FLOAT
 FLOAT16 = TensorProto.FLOAT16
 INT64 = TensorProto.INT64
 INT32 = TensorProto.INT32
+UINT8 = TensorProto.UINT8
 
 Dimension = str | int
 

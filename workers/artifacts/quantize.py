@@ -51,6 +51,13 @@ def quantize_int8(weight: NDArray[np.float32]) -> Blocks:
     return Blocks(8, np.clip(codes, 0, 255).astype(np.uint8), scales.astype(np.float32), None)
 
 
+def quantize_rows(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantize to 8 bits with one scale a row, symmetric: ``weight = codes * scales[:, None]``."""
+    scales = np.maximum(np.abs(weight).max(axis=1), _TINY) / np.float32(127.0)
+    codes = np.clip(np.rint(weight / scales[:, None]), -127, 127)
+    return codes.astype(np.int8), scales.astype(np.float32)
+
+
 def quantize_int4(weight: NDArray[np.float32]) -> Blocks:
     """Quantize to 4 bits with the whole zero point and the scale that lose the least of each block (least squares)."""
     rows, blocks = _shape(weight)

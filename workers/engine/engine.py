@@ -5,19 +5,43 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.engine.runner import Runner
+from workers.engine.prefix_cache import PrefixCache
+from workers.engine.runner import Chunk, Runner
 from workers.engine.sampler import Chosen, choose
-from workers.engine.scheduler import Scheduler
+from workers.engine.scheduler import Pace, Scheduler
 from workers.engine.sequence import EndReason, Logprob, Output, Sequence
 
 log = logging.getLogger(__name__)
 
-PREFILL_CHUNK_TOKENS = 256
-"""The most prompt tokens computed between two decode steps: a long prompt stalls running streams for about 0.2 s on two cores."""
+
+@dataclass
+class StepReport:
+    """Tell what one step did."""
+
+    seconds: float = 0.0
+    running: int = 0
+    waiting: int = 0
+    prefilled: int = 0
+    """Prompt tokens computed."""
+    decoded: int = 0
+    """Sequences that got a token by decoding."""
+    reused: int = 0
+    """Prompt tokens that were found in the prefix cache."""
+    asked: int = 0
+    """Prompt tokens of the requests that began."""
+    kv_tokens: int = 0
+    """Tokens that the running may come to hold."""
+    kept_tokens: int = 0
+    """Tokens in the prefix cache."""
+    first_tokens_s: list[float] = field(default_factory=list)
+    """Arrival to first token, of those that got theirs."""
+    gaps_s: list[float] = field(default_factory=list)
+    """Token to token, of those that got another."""
 
 
 class Engine:
@@ -27,15 +51,23 @@ class Engine:
         self,
         runner: Runner,
         eos_token_ids: tuple[int, ...],
-        on_step: Callable[[float, int, int, int, int], None] | None = None,
-        chunk_tokens: int = PREFILL_CHUNK_TOKENS,
+        on_step: Callable[[StepReport], None] | None = None,
+        kv_tokens: int | None = None,
+        step_tokens: int | None = None,
     ) -> None:
-        """``on_step(seconds, running, waiting, prefilled, decoded)`` is called after each step, on the engine's thread."""
+        """``on_step`` is called after each step, on the engine's thread. ``kv_tokens`` bounds the memory of keys and values, kept
+        beginnings included (None: as many as the slots can hold); ``step_tokens`` the prompt tokens of a step (None: by their time)."""
         self.runner = runner
         self._eos = frozenset(eos_token_ids)
         self._on_step = on_step
-        self._chunk_tokens = chunk_tokens
-        self._scheduler = Scheduler(runner.slots)
+        self._pace = Pace()
+        self._step_tokens = step_tokens
+        budget_tokens = runner.slots * runner.context_tokens if kv_tokens is None else kv_tokens
+        self._scheduler = Scheduler(runner.slots, max(budget_tokens, runner.context_tokens), runner.context_tokens)
+        self._prefixes = PrefixCache(runner.kept_places)
+        self._report = StepReport()
+        self._whole: NDArray[np.float32] | None = None
+        """The logits of the last call, when none of its rows failed."""
         self._arrived: deque[Sequence] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -65,10 +97,9 @@ class Engine:
 
     def submit(self, sequence: Sequence) -> None:
         """Take a sequence and its forks. Their ``on_output`` is called until an output has an end. Raises: ValueError, RuntimeError."""
-        if len(sequence.forks) >= self.runner.slots:
-            raise ValueError(
-                f"at most {self.runner.slots} choices are made at once; {len(sequence.forks) + 1} were asked"
-            )
+        choices = 1 + len(sequence.forks)
+        if choices > self.runner.slots or self._scheduler.longest_of(sequence) > self._scheduler.kv_tokens:
+            raise ValueError(f"there is no room for {choices} choices at once; ask for fewer, or for fewer tokens")
         if not sequence.prompt or len(sequence.prompt) >= self.runner.context_tokens:
             raise ValueError(
                 f"a prompt is 1 to {self.runner.context_tokens - 1} tokens; this is {len(sequence.prompt)}"
@@ -108,69 +139,137 @@ class Engine:
                 self._end(sequence, "error", error="the worker stopped")
 
     def step(self) -> bool:
-        """Do one step: ends that are due, one prefill chunk, one decode of all. False when there was nothing to do."""
+        """Do one step: ends that are due, some prompts, one decode of all. False when there was nothing to do."""
         started = time.monotonic()
+        self._report = report = StepReport()
         while self._arrived:
             self._scheduler.add(self._arrived.popleft())
+        self._end_due()
+        for sequence in self._scheduler.admit():
+            self._reuse(sequence)
+        decoding = self._scheduler.list_decoding()
+        self._prefill(streams_run=bool(decoding))
+        self._decode([sequence for sequence in decoding if not sequence.ended])
+        worked = bool(decoding) or report.prefilled > 0
+        if worked and self._on_step is not None:
+            report.seconds = time.monotonic() - started
+            report.running, report.waiting = self.counts()
+            report.decoded = len(decoding)
+            report.kv_tokens, report.kept_tokens = self._scheduler.reserved_tokens, self._prefixes.tokens
+            self._on_step(report)
+        return worked
+
+    def _end_due(self) -> None:
         for sequence in self._scheduler.list_due():
             for each in (sequence, *sequence.forks):
                 if each.abort_reason is not None:
                     self._end(each, each.abort_reason, error=each.abort_message)
                 else:
                     self._end(each, "deadline", error="the request's deadline passed")
-        self._scheduler.admit()
-        decoding = self._scheduler.list_decoding()
-        prefilled = self._prefill()
-        self._decode([sequence for sequence in decoding if not sequence.ended])
-        worked = bool(decoding) or prefilled > 0
-        if worked and self._on_step is not None:
-            self._on_step(time.monotonic() - started, *self.counts(), prefilled, len(decoding))
-        return worked
 
-    def _prefill(self) -> int:
-        sequence = self._scheduler.next_prefill()
-        if sequence is None:
-            return 0
-        chunk = sequence.prompt[sequence.prefilled : sequence.prefilled + self._chunk_tokens]
+    def _reuse(self, sequence: Sequence) -> None:
+        """Begin a prompt with what is kept of it."""
+        for place in self._prefixes.shrink(self._scheduler.kv_tokens - self._scheduler.reserved_tokens):
+            self.runner.drop(place)
+        self._report.asked += len(sequence.prompt)
+        hit = self._prefixes.find(sequence.prefix_scope, sequence.prompt)
+        if hit is None:
+            return
         try:
-            logits = self.runner.prefill(sequence.slot, np.array(chunk, np.int64), sequence.prefilled)
-            sequence.prefilled += len(chunk)
+            self.runner.restore(hit.place, sequence.slot, hit.tokens)
+        except Exception:
+            # it is computed anew: what was kept was a saving and no more
+            log.exception("a kept prefix could not be used", extra={"job_id": sequence.job_id})
+            self._prefixes.forget(hit.place)
+            self.runner.release(sequence.slot)
+            return
+        sequence.prefilled = sequence.cached = hit.tokens
+        self._report.reused += hit.tokens
+
+    def _keep(self, sequence: Sequence) -> None:
+        """Keep a computed prompt for those that begin alike."""
+        room_tokens = self._scheduler.kv_tokens - self._scheduler.reserved_tokens
+        keeping, dropped = self._prefixes.plan(sequence.prefix_scope, sequence.prompt, room_tokens)
+        for place in dropped:
+            self.runner.drop(place)
+        if keeping is None:
+            return
+        try:
+            self.runner.keep(sequence.slot, keeping.place, keeping.start, keeping.end)
+        except Exception:
+            log.exception("a prompt could not be kept", extra={"job_id": sequence.job_id})
+            self._prefixes.forget(keeping.place)
+            self.runner.drop(keeping.place)
+
+    def _prefill(self, *, streams_run: bool) -> None:
+        step_tokens = self._step_tokens or self._pace.step_tokens(streams_run=streams_run)
+        chosen = self._scheduler.list_prefills(step_tokens)
+        if not chosen:
+            return
+        started = time.monotonic()
+        chunks = [Chunk(s.slot, s.prompt[s.prefilled : s.prefilled + count], s.prefilled) for s, count in chosen]
+        computed = self._compute([sequence for sequence, _ in chosen], chunks)
+        for (sequence, count), logits in zip(chosen, computed, strict=True):
+            if logits is None:
+                continue
+            sequence.prefilled += count
+            self._report.prefilled += count
             if sequence.is_prefilled:
                 self._begin(sequence, logits)
-        except Exception as error:
-            log.exception("prefill failed", extra={"job_id": sequence.job_id})
-            for each in (sequence, *sequence.forks):
-                self._end(each, "error", error=f"the model could not compute this request ({type(error).__name__})")
-        return len(chunk)
+        self._pace.learn(self._report.prefilled, time.monotonic() - started)
 
     def _begin(self, leader: Sequence, logits: NDArray[np.float32]) -> None:
         """Choose the first token of a request's choices."""
+        self._keep(leader)
         sequences = [leader, *(fork for fork in leader.forks if not fork.ended)]
-        for fork in sequences[1:]:
-            self.runner.fork(leader.slot, fork.slot)
-            fork.prefilled, fork.cached = leader.prefilled, leader.cached
+        try:
+            for fork in sequences[1:]:
+                self.runner.fork(leader.slot, fork.slot)
+                fork.prefilled, fork.cached = leader.prefilled, leader.cached
+        except Exception as error:
+            log.exception("a prompt could not be shared", extra={"job_id": leader.job_id})
+            self._fail(leader, error)
+            return
         self._take(sequences, np.tile(logits, (len(sequences), 1)))
 
     def _decode(self, sequences: list[Sequence]) -> None:
         if not sequences:
             return
+        chunks = [Chunk(s.slot, s.tokens[-1:], s.position) for s in sequences]
+        computed = self._compute(sequences, chunks)
+        going = [(s, row) for s, row in zip(sequences, computed, strict=True) if row is not None]
+        if len(going) == len(sequences) and self._whole is not None:
+            self._take(sequences, self._whole)
+        elif going:
+            self._take([s for s, _ in going], np.stack([row for _, row in going]))
+
+    def _compute(self, sequences: list[Sequence], chunks: list[Chunk]) -> list[NDArray[np.float32] | None]:
+        """Return each chunk's logits, or None for a sequence that failed and has ended."""
+        self._whole = None
         try:
-            logits = self.runner.decode(
-                [s.slot for s in sequences],
-                np.array([s.tokens[-1] for s in sequences], np.int64),
-                np.array([s.position for s in sequences], np.int64),
-            )
+            self._whole = self.runner.compute(chunks)
+            return list(self._whole)
         except Exception as error:
-            if len(sequences) > 1:
-                # one of them is to blame: each for itself
-                log.exception("a decode of %d sequences failed; they are tried one by one", len(sequences))
-                for sequence in sequences:
-                    self._decode([sequence])
-                return
-            log.exception("decode failed", extra={"job_id": sequences[0].job_id})
-            self._end(sequences[0], "error", error=f"the model could not go on ({type(error).__name__})")
-            return
-        self._take(sequences, logits)
+            log.exception("a call of %d sequences failed", len(chunks), extra={"job_id": sequences[0].job_id})
+            if len(chunks) == 1:
+                self._fail(sequences[0], error)
+                return [None]
+        # one of them is to blame: each for itself
+        computed: list[NDArray[np.float32] | None] = []
+        for sequence, chunk in zip(sequences, chunks, strict=True):
+            try:
+                computed.append(self.runner.compute([chunk])[0].copy())
+            except Exception as error:
+                log.exception("a sequence cannot be computed", extra={"job_id": sequence.job_id})
+                self._fail(sequence, error)
+                computed.append(None)
+        return computed
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        """End a sequence that cannot be computed; and its forks, when they have not begun."""
+        together = [sequence] if sequence.tokens else [sequence, *sequence.forks]
+        for each in together:
+            self._end(each, "error", error=f"the model could not compute this request ({type(error).__name__})")
 
     def _take(self, sequences: list[Sequence], logits: NDArray[np.float32]) -> None:
         """Choose a token for each, and tell what came of it."""
@@ -187,6 +286,7 @@ class Engine:
             self._end(sequence, "error", error=chosen.error)
             return
         params, detokenizer, token_id = sequence.params, sequence.detokenizer, chosen.token_id
+        self._time(sequence)
         sequence.append(token_id)
         if token_id in self._eos:
             self._end(sequence, "stop")
@@ -203,6 +303,14 @@ class Engine:
             self._end(sequence, "length", text=text)
         elif text:
             self._tell(sequence, text)
+
+    def _time(self, sequence: Sequence) -> None:
+        now_s = time.monotonic()
+        if sequence.tokens:
+            self._report.gaps_s.append(now_s - sequence.told_s)
+        else:
+            self._report.first_tokens_s.append(now_s - sequence.arrived_s)
+        sequence.told_s = now_s
 
     def _end(self, sequence: Sequence, reason: EndReason, text: str = "", error: str | None = None) -> None:
         if sequence.ended:

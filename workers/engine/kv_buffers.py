@@ -50,8 +50,8 @@ class KvBuffers(Protocol):
         """Return the address at which ``row`` starts."""
         ...
 
-    def move(self, source: int, target: int, tokens: int) -> None:
-        """Copy the first ``tokens`` positions of one row over another's, in every tensor."""
+    def move(self, source: int, target: int, tokens: int, start: int = 0) -> None:
+        """Copy positions ``start`` to ``tokens`` of one row over another's, in every tensor."""
         ...
 
     def clear(self, row: int) -> None:
@@ -90,9 +90,9 @@ class HostBuffers:
     def address(self, tensor: int, row: int) -> int:
         return self._addresses[tensor] + row * self.shape.row_bytes
 
-    def move(self, source: int, target: int, tokens: int) -> None:
+    def move(self, source: int, target: int, tokens: int, start: int = 0) -> None:
         for array in self._arrays:
-            array[target, :, :tokens] = array[source, :, :tokens]
+            array[target, :, start:tokens] = array[source, :, start:tokens]
 
     def clear(self, row: int) -> None:
         """Zero the row and give its memory back to the system."""
@@ -128,11 +128,12 @@ class DeviceBuffers:
     def address(self, tensor: int, row: int) -> int:
         return self._addresses[tensor] + row * self.shape.row_bytes
 
-    def move(self, source: int, target: int, tokens: int) -> None:
-        extent = [tokens * self.shape.head_dim * self.shape.dtype.itemsize]
+    def move(self, source: int, target: int, tokens: int, start: int = 0) -> None:
+        token_bytes = self.shape.head_dim * self.shape.dtype.itemsize
+        extent = [(tokens - start) * token_bytes]
         for tensor in range(self.shape.tensors):
             for head in range(self.shape.kv_heads):
-                offset = head * self.shape.head_bytes
+                offset = head * self.shape.head_bytes + start * token_bytes
                 binding = self._copier.io_binding()
                 ends = self.address(tensor, source) + offset, self.address(tensor, target) + offset
                 binding.bind_input("source", self.device, 0, np.uint8, extent, ends[0])

@@ -39,6 +39,16 @@ class Rows:
         """Return how many tokens the slot holds; 0 when it has no row."""
         return self._lengths.get(slot, 0)
 
+    def length_of_row(self, row: int) -> int:
+        """Return how many tokens lie in a row; 0 when it is free."""
+        slot = self._slot_of.get(row)
+        return 0 if slot is None else self._lengths[slot]
+
+    def window(self, slots: Sequence[int]) -> range:
+        """Return the shortest run of rows that holds those of ``slots``."""
+        rows = [self._row_of[slot] for slot in slots]
+        return range(min(rows), max(rows) + 1)
+
     def set_length(self, slot: int, tokens: int) -> None:
         self._lengths[slot] = tokens
 
@@ -62,15 +72,15 @@ class Rows:
     def _cost(self, rows: set[int], start: int) -> int:
         """Count the tokens to copy when the run starts at ``start``."""
         window = range(start, start + len(rows))
-        comers = sum(self._tokens(row) for row in rows if row not in window)
-        goers = sum(self._tokens(row) for row in window if row not in rows)
+        comers = sum(self.length_of_row(row) for row in rows if row not in window)
+        goers = sum(self.length_of_row(row) for row in window if row not in rows)
         return comers + 2 * goers
 
     def _exchange(self, source: int, target: int) -> list[Move]:
         come, go = self._slot_of[source], self._slot_of.get(target)
         spare = self._count
         if go is None:
-            moves = [(source, target, self._tokens(source))]
+            moves = [(source, target, self.length_of_row(source))]
             del self._slot_of[source]
         else:
             moves = [
@@ -81,7 +91,3 @@ class Rows:
             self._row_of[go], self._slot_of[source] = source, go
         self._row_of[come], self._slot_of[target] = target, come
         return moves
-
-    def _tokens(self, row: int) -> int:
-        slot = self._slot_of.get(row)
-        return 0 if slot is None else self._lengths[slot]

@@ -1,10 +1,18 @@
 """Say what the engine needs of a model."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Chunk(NamedTuple):
+    """Append ``token_ids`` to what ``slot`` holds, from position ``start`` on."""
+
+    slot: int
+    token_ids: Sequence[int]
+    start: int
 
 
 class Runner(Protocol):
@@ -13,19 +21,31 @@ class Runner(Protocol):
     slots: int
     context_tokens: int
     vocab_size: int
+    kept_places: int
+    """How many beginnings of sequences can be kept aside."""
 
-    def prefill(self, slot: int, token_ids: NDArray[np.int64], start: int) -> NDArray[np.float32]:
-        """Append ``token_ids`` at ``start``; return the last position's logits, ``[vocab]``, valid until the next call."""
-        ...
+    def compute(self, chunks: Sequence[Chunk], *, every: bool = False) -> NDArray[np.float32]:
+        """Append each chunk to its slot, all in one call, however many tokens each has.
 
-    def decode(
-        self, slots: Sequence[int], token_ids: NDArray[np.int64], positions: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """Append one token to each slot; return logits ``[n, vocab]``, valid until the next call."""
+        Return ``[n, vocab]``, the logits of each chunk's last position, or with ``every`` those of all positions, in the order
+        asked: a buffer of the runner's own that the caller may change, valid until the next call.
+        """
         ...
 
     def fork(self, source: int, target: int) -> None:
         """Give ``target``, which holds nothing, all that ``source`` holds."""
+        ...
+
+    def keep(self, slot: int, place: int, start: int, end: int) -> None:
+        """Copy positions ``start`` to ``end`` of a slot aside, to the same positions of ``place``."""
+        ...
+
+    def restore(self, place: int, slot: int, tokens: int) -> None:
+        """Give ``slot``, which holds nothing, the first ``tokens`` that were kept in ``place``."""
+        ...
+
+    def drop(self, place: int) -> None:
+        """Forget what was kept."""
         ...
 
     def release(self, slot: int) -> None: ...

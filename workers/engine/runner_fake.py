@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.engine.runner import Chunk
+
 
 class FakeRunner:
     """Implement `workers.engine.runner.Runner`. Token ids count up from ``first``, wrapping before ``vocab_size``."""
@@ -14,30 +16,48 @@ class FakeRunner:
         self, *, slots: int, context_tokens: int, vocab_size: int, step_s: float = 0.0, first: int = 1000
     ) -> None:
         self.slots, self.context_tokens, self.vocab_size = slots, context_tokens, vocab_size
+        self.kept_places = 2 * slots
         self._step_s, self._first = step_s, min(first, vocab_size - 1)
         self.fail_on: int | None = None
         """A token id whose computation raises, for tests of failure."""
+        self.held: dict[int, list[int]] = {}
+        """Slot -> the tokens in it: what a real runner's KV cache holds."""
+        self.kept: dict[int, list[int]] = {}
 
-    def prefill(self, slot: int, token_ids: NDArray[np.int64], start: int) -> NDArray[np.float32]:
-        row: NDArray[np.float32] = self._logits([int(token_ids[-1])], [start + len(token_ids)])[0]
-        return row
-
-    def decode(
-        self, slots: Sequence[int], token_ids: NDArray[np.int64], positions: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        time.sleep(self._step_s)
-        return self._logits([int(token_id) for token_id in token_ids], [int(p) + 1 for p in positions])
+    def compute(self, chunks: Sequence[Chunk], *, every: bool = False) -> NDArray[np.float32]:
+        if any(len(chunk.token_ids) == 1 for chunk in chunks):
+            time.sleep(self._step_s)
+        logits = self._logits([t for c in chunks for t in (c.token_ids if every else c.token_ids[-1:])])
+        for chunk in chunks:
+            held = self.held.setdefault(chunk.slot, [])
+            if chunk.start > len(held) or chunk.start + len(chunk.token_ids) > self.context_tokens:
+                raise ValueError(f"slot {chunk.slot} holds {len(held)} tokens; none can be written at {chunk.start}")
+            held[chunk.start :] = chunk.token_ids
+        return logits
 
     def fork(self, source: int, target: int) -> None:
-        """Hold nothing, copy nothing."""
+        self.held[target] = list(self.held[source])
+
+    def keep(self, slot: int, place: int, start: int, end: int) -> None:
+        kept = self.kept.setdefault(place, [])
+        if len(kept) < start:
+            raise ValueError(f"place {place} holds {len(kept)} tokens")
+        kept[start:] = self.held[slot][start:end]
+
+    def restore(self, place: int, slot: int, tokens: int) -> None:
+        self.held[slot] = self.kept[place][:tokens]
+
+    def drop(self, place: int) -> None:
+        self.kept.pop(place, None)
 
     def release(self, slot: int) -> None:
-        """Hold nothing, give nothing back."""
+        self.held.pop(slot, None)
 
     def close(self) -> None:
-        """Hold nothing, give nothing back."""
+        self.held.clear()
+        self.kept.clear()
 
-    def _logits(self, last: list[int], lengths: list[int]) -> NDArray[np.float32]:
+    def _logits(self, last: list[int]) -> NDArray[np.float32]:
         logits = np.zeros((len(last), self.vocab_size), np.float32)
         for row, token_id in enumerate(last):
             if token_id == self.fail_on:

@@ -1,7 +1,7 @@
-"""Run a converted language model with ONNX Runtime: prefill one sequence at a time, decode many in one call.
+"""Run a converted language model with ONNX Runtime: chunks of many sequences in one call, however long each.
 
-A slot is the caller's name for a sequence; a row is where its keys and values lie. Decoding wants the rows of its batch next
-to each other, so the runner moves rows when a release has left a gap, and not otherwise.
+A slot is the caller's name for a sequence; a row is where its keys and values lie. A call takes a run of neighbouring rows; those
+between that it has no work for stay idle, and rows are moved together only when too many would.
 """
 
 import json
@@ -13,12 +13,16 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from workers.engine.batches import Batch, lay_out
 from workers.engine.kv_buffers import DeviceBuffers, HostBuffers, KvBuffers, KvShape, round_capacity
 from workers.engine.providers import CPU, CUDA, providers_for
 from workers.engine.rows import Rows
-from workers.engine.sessions import IDENTITY_GRAPH, open_session
+from workers.engine.runner import Chunk
+from workers.engine.sessions import IDENTITY_GRAPH, integers_add_up, open_session
 
 _BINDINGS_KEPT = 64
+_IDLE_SHARE = 4
+"""Rows are moved together only when more than one in so many of a call's rows would be idle: moving copies their keys and values."""
 _log = logging.getLogger(__name__)
 
 
@@ -26,11 +30,18 @@ class OnnxRunner:
     """Implement `workers.engine.runner.Runner`. Not thread-safe: one engine thread owns it.
 
     ``context_tokens`` is the caller's wish or the model's limit, whichever is less. Memory on the CPU: about
-    ``2 * layers * kv_heads * head_dim * 4`` bytes for each token held (46 KB for SmolLM2-135M), given back by `release`.
+    ``2 * layers * kv_heads * head_dim * 4`` bytes for each token held (46 KB for SmolLM2-135M), given back by `release` and `drop`.
     """
 
     def __init__(
-        self, model_dir: Path, *, slots: int, context_tokens: int, providers: Sequence[str], threads: int
+        self,
+        model_dir: Path,
+        *,
+        slots: int,
+        context_tokens: int,
+        providers: Sequence[str],
+        threads: int,
+        kept_places: int = 0,
     ) -> None:
         """Load the graph. ``threads`` 0 leaves their number to ONNX Runtime. A GPU is used by fp16 models alone.
 
@@ -39,8 +50,13 @@ class OnnxRunner:
         if slots < 1 or context_tokens < 2:
             raise ValueError(f"a runner needs a slot and two tokens of context; asked for {slots} and {context_tokens}")
         manifest = json.loads((model_dir / "manifest.json").read_text(encoding="utf-8"))
-        self.slots = slots
-        self.context_tokens = min(context_tokens, int(manifest["context_tokens"]))
+        if manifest["precision"] == "int8" and not integers_add_up():
+            raise ValueError(
+                f"{model_dir} is int8, and this CPU's byte products overflow; run `python -m workers.artifacts ensure --precision fp32`"
+            )
+        self.slots, self.kept_places = slots, kept_places
+        self._positions = int(manifest["context_tokens"])
+        self.context_tokens = min(context_tokens, self._positions)
         self.vocab_size = int(manifest["vocab_size"])
         usable = providers_for(manifest["precision"], providers)
         if CUDA in providers and CUDA not in usable:
@@ -54,68 +70,61 @@ class OnnxRunner:
         self._kv = self._open_buffers()
         self._rows = Rows(slots)
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
-        self._token_ids = np.zeros((slots, 1), np.int64)
-        self._seqlens_k = np.zeros(slots, np.int32)
-        self._total_tokens = np.zeros(1, np.int32)
         self._logits: NDArray[np.float32] = np.empty((slots, self.vocab_size), np.float32)
 
-    def prefill(self, slot: int, token_ids: NDArray[np.int64], start: int) -> NDArray[np.float32]:
-        """Write the keys and values of positions ``start .. start + n - 1`` of ``slot``.
+    def compute(self, chunks: Sequence[Chunk], *, every: bool = False) -> NDArray[np.float32]:
+        """See `Runner.compute`. Raises: ValueError for a slot asked for twice, a start or a length that cannot be."""
+        if not chunks or len({chunk.slot for chunk in chunks}) != len(chunks):
+            raise ValueError(f"a call needs at least one slot and each only once; it got {[c.slot for c in chunks]}")
+        for chunk in chunks:
+            self._check(chunk.slot, chunk.start, len(chunk.token_ids))
+            self._rows.take(chunk.slot)
+        longest = max(len(chunk.token_ids) for chunk in chunks)
+        if len(chunks) > 1 and any(chunk.start + longest > self._room for chunk in chunks):
+            # padded to the longest, one of them would reach past its row
+            return np.concatenate([self.compute([chunk], every=every).copy() for chunk in chunks])
+        window = self._gather([chunk.slot for chunk in chunks], longest)
+        batch = lay_out(
+            chunks, [self._rows.row(chunk.slot) - window.start for chunk in chunks], len(window), every=every
+        )
+        for row in window:
+            if not batch.query_seqlens[row - window.start]:  # somebody else's, or nobody's: nothing is written
+                batch.seqlens_k[row - window.start] = max(self._rows.length_of_row(row) - 1, 0)
+        logits = self._run(window, batch)
+        for chunk in chunks:
+            self._rows.set_length(chunk.slot, chunk.start + len(chunk.token_ids))
+        return logits
 
-        Return float32 ``[vocab]``, the logits of the last position: the runner's own buffer, valid until the next call.
-        Raises: ValueError for a slot, a start or a length that cannot be.
-        """
-        count = len(token_ids)
-        self._check(slot, start, count)
-        row = self._rows.take(slot)
-        prompt = np.ascontiguousarray(token_ids, np.int64).reshape(1, count)
-        self._seqlens_k[0] = start + count - 1
-        self._total_tokens[0] = start + count
-        binding = self._binding(row, 1)
-        binding.bind_input("input_ids", "cpu", 0, np.int64, [1, count], prompt.ctypes.data)
-        try:
-            self._session.run_with_iobinding(binding)
-        finally:  # the binding is kept, the prompt is not
-            binding.bind_input("input_ids", "cpu", 0, np.int64, [1, 1], self._token_ids.ctypes.data)
-        self._rows.set_length(slot, start + count)
-        last: NDArray[np.float32] = self._logits[0]
-        return last
+    def prefill(self, slot: int, token_ids: Sequence[int] | NDArray[np.int64], start: int) -> NDArray[np.float32]:
+        """Append one chunk; return its last position's logits, ``[vocab]``. As `compute`."""
+        logits: NDArray[np.float32] = self.compute([Chunk(slot, [int(t) for t in token_ids], start)])[0]
+        return logits
 
     def decode(
         self, slots: Sequence[int], token_ids: NDArray[np.int64], positions: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Append one token to each of ``slots``, ``token_ids[i]`` at ``positions[i]``, the number of tokens it holds.
-
-        Return float32 ``[n, vocab]``, rows in the order asked, valid until the next call.
-        Raises: ValueError for a slot asked for twice, one that holds nothing, or a full one.
-        """
-        count = len(slots)
-        if not count or len(set(slots)) != count:
-            raise ValueError(f"decode needs at least one slot and each only once; it got {list(slots)}")
-        for slot, position in zip(slots, positions, strict=True):
-            self._check(slot, int(position), 1)
-            if not position:
-                raise ValueError(f"slot {slot} holds no tokens yet; prefill its prompt first")
-        first = self._gather(slots)
-        order = np.array([self._rows.row(slot) - first for slot in slots])
-        self._token_ids[order, 0] = token_ids
-        self._seqlens_k[order] = positions
-        self._total_tokens[0] = int(positions.max()) + 1
-        self._session.run_with_iobinding(self._binding(first, count))
-        for slot, position in zip(slots, positions, strict=True):
-            self._rows.set_length(slot, int(position) + 1)
-        in_order = np.array_equal(order, np.arange(count))
-        logits: NDArray[np.float32] = self._logits[:count] if in_order else self._logits[order]
-        return logits
+        """Append one token to each of ``slots``; return ``[n, vocab]``. As `compute`."""
+        return self.compute([Chunk(s, [int(t)], int(p)) for s, t, p in zip(slots, token_ids, positions, strict=True)])
 
     def fork(self, source: int, target: int) -> None:
         """Copy the keys and values of ``source`` to ``target``, which must hold nothing. Raises: ValueError."""
         tokens = self._rows.length(source)
-        if not 0 <= target < self.slots or self._rows.length(target) or not tokens:
-            raise ValueError(f"slot {source} holds {tokens} tokens and cannot be copied to slot {target}")
-        row = self._rows.take(target)
+        row = self._take_empty(target, tokens)
         self._kv.move(self._rows.row(source), row, tokens)
         self._rows.set_length(target, tokens)
+
+    def keep(self, slot: int, place: int, start: int, end: int) -> None:
+        if not 0 <= place < self.kept_places or not 0 <= start < end <= self._rows.length(slot):
+            raise ValueError(f"slot {slot} cannot be kept from {start} to {end} in place {place}")
+        self._kv.move(self._rows.row(slot), self._kept_row(place), end, start)
+
+    def restore(self, place: int, slot: int, tokens: int) -> None:
+        row = self._take_empty(slot, tokens)
+        self._kv.move(self._kept_row(place), row, tokens)
+        self._rows.set_length(slot, tokens)
+
+    def drop(self, place: int) -> None:
+        self._kv.clear(self._kept_row(place))
 
     def release(self, slot: int) -> None:
         """Forget a sequence. Releasing an empty slot does nothing."""
@@ -129,6 +138,19 @@ class OnnxRunner:
         self._kv.close()
         del self._session
 
+    @property
+    def _room(self) -> int:
+        """The last position, padding included, that a call may reach: the end of a row, or of the rotation's table."""
+        return min(self._kv.shape.capacity, self._positions)
+
+    def _kept_row(self, place: int) -> int:
+        return self.slots + 1 + place
+
+    def _take_empty(self, slot: int, tokens: int) -> int:
+        if not 0 <= slot < self.slots or self._rows.length(slot) or not tokens:
+            raise ValueError(f"slot {slot} holds {self._rows.length(slot)} tokens and cannot be given {tokens}")
+        return self._rows.take(slot)
+
     def _check(self, slot: int, start: int, count: int) -> None:
         if not 0 <= slot < self.slots:
             raise ValueError(f"there is no slot {slot}; the runner has {self.slots}")
@@ -139,42 +161,57 @@ class OnnxRunner:
                 f"slot {slot} cannot take {count} tokens at {start}: a sequence is 1 to {self.context_tokens} tokens long"
             )
 
-    def _gather(self, slots: Sequence[int]) -> int:
-        """Bring the slots' rows next to each other and return the first row."""
+    def _gather(self, slots: Sequence[int], longest: int) -> range:
+        """Return the run of rows to compute, which holds those of ``slots`` and perhaps a few that stay idle."""
+        window = self._rows.window(slots)
+        idle = [row for row in window if self._rows.length_of_row(row)]
+        if len(window) <= len(slots) + len(slots) // _IDLE_SHARE and all(
+            self._rows.length_of_row(row) + longest <= self._room for row in idle
+        ):
+            return window
         first, moves = self._rows.gather(slots)
         for source, target, tokens in moves:
             self._kv.move(source, target, tokens)
             self._kv.clear(source)
-        return first
+        return range(first, first + len(slots))
+
+    def _run(self, window: range, batch: Batch) -> NDArray[np.float32]:
+        binding = self._binding(window.start, len(window))
+        inputs = batch.inputs()
+        for name, value in inputs.items():
+            binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
+        wanted = len(batch.wanted)
+        if wanted > len(self._logits):
+            self._logits = np.empty((wanted, self.vocab_size), np.float32)
+        shape = [wanted, self.vocab_size]
+        binding.bind_output("logits", "cpu", 0, np.float32, shape, self._logits.ctypes.data)
+        self._session.run_with_iobinding(binding)
+        logits: NDArray[np.float32] = self._logits[:wanted]
+        return logits
 
     def _binding(self, first: int, count: int) -> ort.IOBinding:
-        """Return the binding of ``count`` rows from ``first`` on, for one token each. Kept, since making one costs 120 calls."""
+        """Return a binding of ``count`` rows from ``first`` on. Kept, since making one costs 120 calls."""
         known = self._bindings.get((first, count))
         if known is not None:
             return known
         if len(self._bindings) >= _BINDINGS_KEPT:
             self._bindings.pop(next(iter(self._bindings)))
         binding, kv = self._session.io_binding(), self._kv
-        binding.bind_input("input_ids", "cpu", 0, np.int64, [count, 1], self._token_ids.ctypes.data)
-        binding.bind_input("seqlens_k", "cpu", 0, np.int32, [count], self._seqlens_k.ctypes.data)
-        binding.bind_input("total_sequence_length", "cpu", 0, np.int32, [1], self._total_tokens.ctypes.data)
         shape, dtype = kv.shape.batch(count), kv.shape.dtype.type
         for tensor, name in enumerate(self._kv_names):
             address = kv.address(tensor, first)
             binding.bind_input(name, kv.device, 0, dtype, shape, address)
             binding.bind_output(name.replace("past_", "present_"), kv.device, 0, dtype, shape, address)
-        logits_shape = [count, self.vocab_size]
-        binding.bind_output("logits", "cpu", 0, np.float32, logits_shape, self._logits.ctypes.data)
         self._bindings[first, count] = binding
         return binding
 
     def _open_buffers(self) -> KvBuffers:
         cache = next(i for i in self._session.get_inputs() if i.name == self._kv_names[0])
         dtype = np.dtype(np.float16 if cache.type == "tensor(float16)" else np.float32)
-        # One row more than slots: the place through which two rows change places.
+        # slots; the place through which two rows change places; then what is kept aside
         shape = KvShape(
             tensors=len(self._kv_names),
-            rows=self.slots + 1,
+            rows=self.slots + 1 + self.kept_places,
             kv_heads=int(cache.shape[1]),
             capacity=round_capacity(self.context_tokens),
             head_dim=int(cache.shape[3]),

@@ -112,10 +112,16 @@ class Sequence:
     forks: list["Sequence"] = field(default_factory=list)
     """The request's other choices: they start from this one's prompt, in the same step."""
     is_fork: bool = False
+    prefix_scope: str = ""
+    """Whose kept beginnings of prompts this one may use and adds to; '' for none."""
     arrived_s: float = field(default_factory=time.monotonic)
+    told_s: float = 0.0
+    """When its last token came."""
     slot: int = -1
+    reserved_tokens: int = 0
     prefilled: int = 0
     cached: int = 0
+    """Prompt tokens whose keys and values were there already."""
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
     abort_reason: EndReason | None = None
