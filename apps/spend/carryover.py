@@ -7,7 +7,7 @@ over; the difference is posted the same way, so running this again and again end
 """
 
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.db import transaction
 from django.db.models import Count, Sum
@@ -33,18 +33,20 @@ def carry(organization_id: str, month: str) -> int:
     start, end = periods.bounds(month, zone)
     if end > periods.to_datetime(periods.now_ms()):
         raise ValueError(f"{month} is not over")
-    account = ledger.organization_account(organization_id)
     with transaction.atomic():
         ledger.lock(organization_id)
-        moved = LedgerEntry.objects.filter(
-            account=account, occurred_at=end - LAST_MOMENT, transaction__kind=_KIND
-        ).aggregate(total=Sum("amount_nanousd"), count=Count("pk"))
-        moved_nanousd = int(moved["total"] or 0)
-        left_nanousd = max(moved_nanousd - ledger.sum_between(organization_id, start, end), 0)
-        difference = left_nanousd - moved_nanousd
+        moved_nanousd, count = _read_moved(organization_id, end)
+        difference = _count_left(organization_id, start, end, moved_nanousd)
         if difference:
-            ledger.post(_make_postings(organization_id, month, zone, moved["count"], difference))
+            ledger.post(_make_postings(organization_id, month, zone, count, difference))
     return difference
+
+
+def count_left(organization_id: str, month: str) -> int:
+    """Return the credit that is left in a month and was not carried over (or, negative, what was carried too much). I/O: SQL."""
+    start, end = periods.bounds(month, budgets.month_zone(organization_id))
+    moved_nanousd, _ = _read_moved(organization_id, end)
+    return _count_left(organization_id, start, end, moved_nanousd)
 
 
 def carry_if_due(organization_id: str) -> None:
@@ -82,19 +84,40 @@ def carry_all() -> int:
     I/O: a few SQL statements for each month since the first correction; months before the last are looked at once by each process, so
     that a time in which nothing ran is made up for.
     """
-    this_month = periods.month_of(periods.now_ms())
-    first = LedgerTransaction.objects.exclude(kind="usage").order_by("created_at").first()
-    month = this_month if first is None else f"{first.occurred_at:%Y-%m}"
     moved = 0
-    while month < this_month:
-        following = periods.month_after(month)
+    months = list_months()
+    for month in months:
         for organization_id in list_due(month):
             if (organization_id, month) not in _settled and _is_over(organization_id, month):
                 moved += bool(carry(organization_id, month))
-                if following < this_month:
+                if month != months[-1]:
                     _settled.add((organization_id, month))
-        month = following
     return moved
+
+
+def list_months() -> list[str]:
+    """List the months before this one that can have credit to be carried over, oldest first. I/O: one SQL statement."""
+    first = LedgerTransaction.objects.exclude(kind="usage").order_by("created_at").first()
+    if first is None:
+        return []
+    this_month = periods.month_of(periods.now_ms())
+    months = [f"{first.occurred_at:%Y-%m}"]
+    while months[-1] < this_month:
+        months.append(periods.month_after(months[-1]))
+    return [month for month in months if month < this_month]
+
+
+def _read_moved(organization_id: str, end: datetime) -> tuple[int, int]:
+    """Return what was carried over at the end of a month so far, and in how many transactions."""
+    moved = LedgerEntry.objects.filter(
+        account=ledger.organization_account(organization_id), occurred_at=end - LAST_MOMENT, transaction__kind=_KIND
+    ).aggregate(total=Sum("amount_nanousd"), count=Count("pk"))
+    return int(moved["total"] or 0), moved["count"]
+
+
+def _count_left(organization_id: str, start: datetime, end: datetime, moved_nanousd: int) -> int:
+    left_nanousd = max(moved_nanousd - ledger.sum_between(organization_id, start, end), 0)
+    return left_nanousd - moved_nanousd
 
 
 def _is_over(organization_id: str, month: str) -> bool:

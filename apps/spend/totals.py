@@ -130,6 +130,21 @@ def open_following(at_ms: int, spans: Mapping[tuple[str, str], Span]) -> int:
     return len(SpendTotal.objects.bulk_create(rows, ignore_conflicts=True))
 
 
+def restate(pk: int) -> None:
+    """Write one total anew from what is recorded, whatever it said. Nobody settles meanwhile. Not inside of a transaction.
+
+    I/O: a sum and three SQL statements.
+    """
+    with transaction.atomic():
+        _lock(shared=False)
+        row = SpendTotal.objects.select_for_update().filter(pk=pk).first()
+        if row is not None:
+            row.spent_nanousd = sum_recorded(row.scope, row.start_at, row.end_at)
+            row.revision += 1
+            row.updated_at = timezone.now()
+            row.save(update_fields=["spent_nanousd", "revision", "updated_at"])
+
+
 def sum_recorded(scope: str, start: datetime, end: datetime) -> int:
     """Sum up what a scope spent from ``start`` until before ``end``: an organization by its account in the ledger, which has credits too;
     all others by the usage records, and the corrections of such records that were made in that time. I/O: one or two SQL statements."""
