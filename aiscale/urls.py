@@ -19,6 +19,7 @@ urlpatterns = [
     path("accounts/", include("allauth.urls")),
     path("account/", include("apps.accounts.urls")),
     path("account/", include("apps.spend.urls")),
+    path("api/v1/", include("apps.accounts.api_urls")),
     path("api/v1/", include("apps.spend.api_urls")),
     path("api/", include("apps.gateway.urls")),
     re_path(r"^api/", api_errors.NoSuchPath.as_view()),

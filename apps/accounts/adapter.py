@@ -8,7 +8,7 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 
 from aiscale.errors import AiscaleError
-from apps.accounts import invitations
+from apps.accounts import audit, invitations
 from apps.accounts.addresses import client_address
 from apps.accounts.invitation_views import find_in_session
 from apps.accounts.models import User
@@ -37,7 +37,8 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         invitation = find_in_session(request, user.email) if signup else None
         if invitation is not None:
             try:
-                invitations.accept(user, invitation, holds_link=True, address=client_address(request))
+                actor = audit.by_user(user, address=client_address(request))
+                invitations.accept(user, invitation, holds_link=True, actor=actor)
             except AiscaleError as refusal:
                 # it ended in this moment: its page says so
                 log.info("an invitation was not accepted: %s", refusal)

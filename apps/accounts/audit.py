@@ -17,7 +17,7 @@ from django.db.transaction import TransactionManagementError
 from django.http import HttpRequest
 
 from apps.accounts.addresses import client_address
-from apps.accounts.models import AuditEvent, User
+from apps.accounts.models import ApiKey, AuditEvent, User
 
 KEY_CREATE, KEY_CHANGE, KEY_REVOKE = "key.create", "key.change", "key.revoke"
 KILLSWITCH_TRIP, KILLSWITCH_EXTEND = "killswitch.trip", "killswitch.extend"
@@ -50,6 +50,12 @@ def by_request(request: HttpRequest) -> Actor:
 
 def by_user(user: User, *, address: str = "") -> Actor:
     return Actor(kind=AuditEvent.ActorKind.USER, name=user.email, actor_id=user.public_id, address=address)
+
+
+def by_key(key: ApiKey, *, address: str = "") -> Actor:
+    """Name a program by its key, and the key's maker, in whose name it acts."""
+    name = f"{key.created_by.email} (key …{key.hint})"
+    return Actor(kind=AuditEvent.ActorKind.USER, name=name, actor_id=key.public_id, address=address)
 
 
 def by_link(email: str, *, address: str = "") -> Actor:

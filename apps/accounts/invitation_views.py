@@ -10,7 +10,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
 
 from aiscale.errors import AiscaleError
-from apps.accounts import invitations
+from apps.accounts import audit, invitations
 from apps.accounts.addresses import client_address
 from apps.accounts.models import Invitation, User
 from apps.accounts.organizations import find_membership
@@ -57,16 +57,16 @@ def find_in_session(request: HttpRequest, email: str) -> Invitation | None:
 
 
 def _answer(request: HttpRequest, user: User | None, invitation: Invitation) -> HttpResponse:
-    address = client_address(request)
+    actor = audit.by_request(request) if user else audit.by_link(invitation.email, address=client_address(request))
     name = invitation.organization.name
     try:
         if request.POST.get("answer") == "decline":
-            invitations.decline(user, invitation, holds_link=True, address=address)
+            invitations.decline(user, invitation, holds_link=True, actor=actor)
             messages.success(request, f"You declined to join {name}.")
             return redirect("chat:home")
         if user is None:
             return redirect(f"{reverse('account_login')}?{urlencode({'next': request.path})}")
-        invitations.accept(user, invitation, holds_link=True, address=address)
+        invitations.accept(user, invitation, holds_link=True, actor=actor)
     except AiscaleError as refusal:
         messages.error(request, refusal.message)
         return redirect(request.path)

@@ -28,7 +28,9 @@ State = Invitation.State
 _signer = signing.Signer(salt="aiscale.accounts.invitation")
 
 
-def invite(by: User, organization: Organization, email: str, role: str, *, address: str = "") -> Invitation:
+def invite(
+    by: User, organization: Organization, email: str, role: str, *, actor: audit.Actor | None = None
+) -> Invitation:
     """Invite the owner of an address, or, when they are invited already, change their role and send the mail again.
 
     I/O: SQL; the mail is sent by `mail.send_due`. Raises: AiscaleError (INVALID_REQUEST, PERMISSION_DENIED, NOT_FOUND,
@@ -40,12 +42,12 @@ def invite(by: User, organization: Organization, email: str, role: str, *, addre
             Code.INVALID_REQUEST, f"There is no role {role!r}; there are {', '.join(Role.values)}.", param="role"
         )
     with transaction.atomic():
-        actor = lock_for(by, organization, Right.INVITE)
-        refuse_personal(actor.organization, "It is for you alone.")
-        roles.check_grant(actor.role, role, "invite an owner")
-        if actor.organization.memberships.filter(user__email__iexact=email).exists():
+        place = lock_for(by, organization, Right.INVITE)
+        refuse_personal(place.organization, "It is for you alone.")
+        roles.check_grant(place.role, role, "invite an owner")
+        if place.organization.memberships.filter(user__email__iexact=email).exists():
             raise AiscaleError(Code.ALREADY_MEMBER, f"{email} is a member already.", param="email")
-        pending = actor.organization.invitations.filter(state=State.PENDING)
+        pending = place.organization.invitations.filter(state=State.PENDING)
         found = pending.filter(email=email).first()
         if found is None:
             if pending.count() >= MAX_PENDING:
@@ -53,32 +55,32 @@ def invite(by: User, organization: Organization, email: str, role: str, *, addre
                     Code.TOO_MANY_OBJECTS,
                     f"{MAX_PENDING} invitations wait for an answer already. Revoke some of them first.",
                 )
-            found = Invitation(organization=actor.organization, email=email)
+            found = Invitation(organization=place.organization, email=email)
         else:
-            roles.check_grant(actor.role, found.role, "change an owner's invitation")
+            roles.check_grant(place.role, found.role, "change an owner's invitation")
         found.role, found.invited_by = role, by
-        return _renew(found, "invitation.create", audit.by_user(by, address=address))
+        return _renew(found, "invitation.create", actor or audit.by_user(by))
 
 
-def resend(by: User, organization: Organization, invitation_id: str, *, address: str = "") -> Invitation:
+def resend(by: User, organization: Organization, invitation_id: str, *, actor: audit.Actor | None = None) -> Invitation:
     """Send the mail again; the link works for another seven days. I/O: SQL. Raises: AiscaleError (NOT_FOUND, PERMISSION_DENIED)."""
     with transaction.atomic():
-        actor = lock_for(by, organization, Right.INVITE)
-        invitation = _get_pending(actor.organization, invitation_id)
-        roles.check_grant(actor.role, invitation.role, "invite an owner")
-        return _renew(invitation, "invitation.resend", audit.by_user(by, address=address))
+        place = lock_for(by, organization, Right.INVITE)
+        invitation = _get_pending(place.organization, invitation_id)
+        roles.check_grant(place.role, invitation.role, "invite an owner")
+        return _renew(invitation, "invitation.resend", actor or audit.by_user(by))
 
 
-def revoke(by: User, organization: Organization, invitation_id: str, *, address: str = "") -> Invitation:
+def revoke(by: User, organization: Organization, invitation_id: str, *, actor: audit.Actor | None = None) -> Invitation:
     """Take an invitation back; its link works no more. I/O: SQL. Raises: AiscaleError (NOT_FOUND, PERMISSION_DENIED)."""
     with transaction.atomic():
-        actor = lock_for(by, organization, Right.INVITE)
-        invitation = _get_pending(actor.organization, invitation_id)
-        roles.check_grant(actor.role, invitation.role, "take back an owner's invitation")
-        return _end(invitation, State.REVOKED, "invitation.revoke", audit.by_user(by, address=address))
+        place = lock_for(by, organization, Right.INVITE)
+        invitation = _get_pending(place.organization, invitation_id)
+        roles.check_grant(place.role, invitation.role, "take back an owner's invitation")
+        return _end(invitation, State.REVOKED, "invitation.revoke", actor or audit.by_user(by))
 
 
-def accept(user: User, invitation: Invitation, *, holds_link: bool, address: str = "") -> Membership:
+def accept(user: User, invitation: Invitation, *, holds_link: bool, actor: audit.Actor | None = None) -> Membership:
     """Join, once. Holding the link confirms the address, as the confirmation mail does.
 
     I/O: SQL. Raises: AiscaleError (INVITATION_ENDED, PERMISSION_DENIED when it is for somebody else).
@@ -91,16 +93,16 @@ def accept(user: User, invitation: Invitation, *, holds_link: bool, address: str
         membership, _ = Membership.objects.get_or_create(
             user=user, organization=locked.organization, defaults={"role": locked.role}
         )
-        _end(locked, State.ACCEPTED, "invitation.accept", audit.by_user(user, address=address))
+        _end(locked, State.ACCEPTED, "invitation.accept", actor or audit.by_user(user))
     return membership
 
 
-def decline(user: User | None, invitation: Invitation, *, holds_link: bool, address: str = "") -> None:
+def decline(user: User | None, invitation: Invitation, *, holds_link: bool, actor: audit.Actor | None = None) -> None:
     """Say no. Whoever holds the link may, also without an account. I/O: SQL. Raises: AiscaleError as `accept`."""
     if not holds_link:
         assert user is not None
         _check_addressee(user, invitation, holds_link=False)
-    who = audit.by_user(user, address=address) if user else audit.by_link(invitation.email, address=address)
+    who = actor or (audit.by_user(user) if user else audit.by_link(invitation.email))
     with transaction.atomic():
         _end(_lock(invitation), State.DECLINED, "invitation.decline", who)
 

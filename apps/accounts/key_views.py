@@ -8,16 +8,15 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
-from django_ratelimit.core import is_ratelimited
 
 from aiscale.errors import AiscaleError
 from apps.accounts import active_organization, audit, roles
 from apps.accounts.forms import KeyForm
 from apps.accounts.keys import create_member_key, find_visible, list_visible, revoke_key
 from apps.accounts.models import Membership, User
+from apps.accounts.rates import CREATE_KEY, check_rate
 from apps.accounts.roles import Right
 
-KEY_RATE = "20/h"
 PAGE = 50
 
 
@@ -61,11 +60,9 @@ def revoke(request: HttpRequest, key_id: str) -> HttpResponse:
 
 def _make_key(request: HttpRequest, place: Membership, form: KeyForm) -> str | None:
     """Return the new key's raw text; None, with the reason in the form, when there is none."""
-    if is_ratelimited(request, group="accounts.create_key", key="user", rate=KEY_RATE, increment=True):
-        form.add_error(None, "You have made many keys within the last hour. Try again later.")
-        return None
     name, by = form.cleaned_data["name"], audit.by_request(request)
     try:
+        check_rate(request, CREATE_KEY)
         _, raw = create_member_key(place.organization, place.user, name, form.make_terms(), by=by)
     except AiscaleError as refusal:
         form.add_error(None, refusal.message)

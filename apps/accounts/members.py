@@ -14,7 +14,9 @@ from apps.accounts.organizations import lock_for, refuse_personal
 from apps.accounts.roles import Right, Role
 
 
-def change_role(by: User, organization: Organization, member_id: str, role: str, *, address: str = "") -> Membership:
+def change_role(
+    by: User, organization: Organization, member_id: str, role: str, *, actor: audit.Actor | None = None
+) -> Membership:
     """Give a member another role. Who may make no keys any more loses those that they made.
 
     I/O: SQL, a Redis trip for each key. Raises: AiscaleError (NOT_FOUND, PERMISSION_DENIED, LAST_OWNER, INVALID_REQUEST).
@@ -24,52 +26,52 @@ def change_role(by: User, organization: Organization, member_id: str, role: str,
             Code.INVALID_REQUEST, f"There is no role {role!r}; there are {', '.join(Role.values)}.", param="role"
         )
     with transaction.atomic():
-        actor = lock_for(by, organization, Right.CHANGE_ROLES)
-        refuse_personal(actor.organization, "You are its only member.")
-        member = get_member(actor.organization, member_id)
+        place = lock_for(by, organization, Right.CHANGE_ROLES)
+        refuse_personal(place.organization, "You are its only member.")
+        member = get_member(place.organization, member_id)
         if member.role == role:
             return member
-        roles.check_grant(actor.role, member.role, "change an owner's role")
-        roles.check_grant(actor.role, role, "make somebody an owner")
+        roles.check_grant(place.role, member.role, "change an owner's role")
+        roles.check_grant(place.role, role, "make somebody an owner")
         if member.role == Role.OWNER:
             _check_other_owner(member, "Make somebody else an owner first.")
-        _set_role(member, role, "member.role", audit.by_user(by, address=address))
+        _set_role(member, role, "member.role", actor or audit.by_user(by))
     return member
 
 
-def transfer(by: User, organization: Organization, member_id: str, *, address: str = "") -> Membership:
+def transfer(by: User, organization: Organization, member_id: str, *, actor: audit.Actor | None = None) -> Membership:
     """Make another member an owner, and the one who asks an admin; both or neither. Returns the new owner.
 
     I/O: SQL. Raises: AiscaleError (NOT_FOUND, PERMISSION_DENIED, INVALID_REQUEST).
     """
     with transaction.atomic():
-        actor = lock_for(by, organization, Right.TRANSFER)
-        refuse_personal(actor.organization, "You are its only member.")
-        member = get_member(actor.organization, member_id)
-        if member.pk == actor.pk:
+        place = lock_for(by, organization, Right.TRANSFER)
+        refuse_personal(place.organization, "You are its only member.")
+        member = get_member(place.organization, member_id)
+        if member.pk == place.pk:
             raise AiscaleError(Code.INVALID_REQUEST, "You own it already. Choose another member.", param="member_id")
-        who = audit.by_user(by, address=address)
+        who = actor or audit.by_user(by)
         _set_role(member, Role.OWNER, "organization.transfer", who)
-        _set_role(actor, Role.ADMIN, "member.role", who)
+        _set_role(place, Role.ADMIN, "member.role", who)
     return member
 
 
-def remove(by: User, organization: Organization, member_id: str, *, address: str = "") -> Membership:
+def remove(by: User, organization: Organization, member_id: str, *, actor: audit.Actor | None = None) -> Membership:
     """Put somebody out: their keys of this organization are refused from now on, and they see nothing of it any more.
 
     I/O: SQL, a Redis trip for each key. Raises: AiscaleError (NOT_FOUND, PERMISSION_DENIED, LAST_OWNER).
     """
     with transaction.atomic():
-        actor = lock_for(by, organization, Right.REMOVE_MEMBERS)
-        member = get_member(actor.organization, member_id)
-        if member.pk == actor.pk:
+        place = lock_for(by, organization, Right.REMOVE_MEMBERS)
+        member = get_member(place.organization, member_id)
+        if member.pk == place.pk:
             raise AiscaleError(Code.INVALID_REQUEST, "To go yourself, leave the organization.", param="member_id")
-        roles.check_grant(actor.role, member.role, "remove an owner")
-        _part(member, "member.remove", audit.by_user(by, address=address))
+        roles.check_grant(place.role, member.role, "remove an owner")
+        _part(member, "member.remove", actor or audit.by_user(by))
     return member
 
 
-def leave(user: User, organization: Organization, *, address: str = "") -> None:
+def leave(user: User, organization: Organization, *, actor: audit.Actor | None = None) -> None:
     """Go. The last owner stays until somebody else is one.
 
     I/O: SQL, a Redis trip for each key. Raises: AiscaleError (NOT_FOUND, LAST_OWNER, INVALID_REQUEST).
@@ -79,7 +81,7 @@ def leave(user: User, organization: Organization, *, address: str = "") -> None:
         refuse_personal(member.organization, "It goes when you delete your account.")
         if member.role == Role.OWNER:
             _check_other_owner(member, "Hand it over to somebody, or delete it.")
-        _part(member, "member.leave", audit.by_user(user, address=address))
+        _part(member, "member.leave", actor or audit.by_user(user))
 
 
 def get_member(organization: Organization, member_id: str) -> Membership:

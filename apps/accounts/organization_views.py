@@ -13,15 +13,13 @@ from django.shortcuts import redirect, render
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
-from django_ratelimit.core import is_ratelimited
 
 from aiscale.errors import AiscaleError, Code
-from apps.accounts import active_organization, invitations, members, organizations, roles
-from apps.accounts.addresses import client_address
+from apps.accounts import active_organization, audit, invitations, members, organizations, roles
 from apps.accounts.models import ApiKey, Invitation, Membership, User
+from apps.accounts.rates import CREATE_ORGANIZATION, INVITE, check_rate
 from apps.accounts.roles import Right
 
-CREATE_RATE, INVITE_RATE = "20/d", "100/h"
 MEMBERS_PAGE = 50
 
 View = Callable[..., HttpResponse]
@@ -66,8 +64,8 @@ def show_organizations(request: HttpRequest) -> HttpResponse:
     if request.method == "POST":
         name = request.POST.get("name", "")
         try:
-            _limit(request, "accounts.create_organization", CREATE_RATE)
-            place = organizations.create(user, name, address=client_address(request))
+            check_rate(request, CREATE_ORGANIZATION)
+            place = organizations.create(user, name, actor=audit.by_request(request))
         except AiscaleError as refusal:
             error = refusal.message
         else:
@@ -103,7 +101,7 @@ def show_organization(request: HttpRequest, place: Membership) -> HttpResponse:
     """Show what the organization is called and may spend; rename it on POST."""
     if request.method == "POST":
         organizations.rename(
-            _user(request), place.organization, request.POST.get("name", ""), address=client_address(request)
+            _user(request), place.organization, request.POST.get("name", ""), actor=audit.by_request(request)
         )
         messages.success(request, "The organization has its new name.")
         return redirect("accounts:organization", place.organization.public_id)
@@ -128,13 +126,13 @@ def show_members(request: HttpRequest, place: Membership) -> HttpResponse:
 @for_members(Right.INVITE)
 def invite(request: HttpRequest, place: Membership) -> HttpResponse:
     """Invite an address."""
-    _limit(request, "accounts.invite", INVITE_RATE)
+    check_rate(request, INVITE)
     made = invitations.invite(
         _user(request),
         place.organization,
         request.POST.get("email", ""),
         request.POST.get("role", ""),
-        address=client_address(request),
+        actor=audit.by_request(request),
     )
     messages.success(request, f"{made.email} is invited, and has seven days to join.")
     return _to_members(place)
@@ -143,8 +141,8 @@ def invite(request: HttpRequest, place: Membership) -> HttpResponse:
 @require_POST
 @for_members(Right.INVITE)
 def resend_invitation(request: HttpRequest, place: Membership, invitation_id: str) -> HttpResponse:
-    _limit(request, "accounts.invite", INVITE_RATE)
-    made = invitations.resend(_user(request), place.organization, invitation_id, address=client_address(request))
+    check_rate(request, INVITE)
+    made = invitations.resend(_user(request), place.organization, invitation_id, actor=audit.by_request(request))
     messages.success(request, f"The mail to {made.email} is sent again.")
     return _to_members(place)
 
@@ -152,7 +150,7 @@ def resend_invitation(request: HttpRequest, place: Membership, invitation_id: st
 @require_POST
 @for_members(Right.INVITE)
 def revoke_invitation(request: HttpRequest, place: Membership, invitation_id: str) -> HttpResponse:
-    made = invitations.revoke(_user(request), place.organization, invitation_id, address=client_address(request))
+    made = invitations.revoke(_user(request), place.organization, invitation_id, actor=audit.by_request(request))
     messages.success(request, f"The invitation of {made.email} is taken back.")
     return _to_members(place)
 
@@ -161,7 +159,7 @@ def revoke_invitation(request: HttpRequest, place: Membership, invitation_id: st
 @for_members(Right.CHANGE_ROLES)
 def change_role(request: HttpRequest, place: Membership, member_id: str) -> HttpResponse:
     role = request.POST.get("role", "")
-    changed = members.change_role(_user(request), place.organization, member_id, role, address=client_address(request))
+    changed = members.change_role(_user(request), place.organization, member_id, role, actor=audit.by_request(request))
     active_organization.forget(request)
     messages.success(request, f"{changed.user.email} has the role {changed.get_role_display().lower()} now.")
     return _to_members(place)
@@ -173,7 +171,7 @@ def remove_member(request: HttpRequest, place: Membership, member_id: str) -> Ht
     """Say what removing somebody brings about, and do it on POST."""
     member = members.get_member(place.organization, member_id)
     if request.method == "POST":
-        members.remove(_user(request), place.organization, member_id, address=client_address(request))
+        members.remove(_user(request), place.organization, member_id, actor=audit.by_request(request))
         messages.success(
             request, f"{member.user.email} is no member any more. Their keys of this organization are refused."
         )
@@ -188,7 +186,7 @@ def transfer(request: HttpRequest, place: Membership, member_id: str) -> HttpRes
     """Say what handing over means, and do it on POST."""
     member = members.get_member(place.organization, member_id)
     if request.method == "POST":
-        members.transfer(_user(request), place.organization, member_id, address=client_address(request))
+        members.transfer(_user(request), place.organization, member_id, actor=audit.by_request(request))
         messages.success(request, f"{member.user.email} owns {place.organization.name} now, and you are an admin.")
         return _to_members(place)
     return render(request, "accounts/transfer.html", _describe(place) | {"member": member})
@@ -199,7 +197,7 @@ def transfer(request: HttpRequest, place: Membership, member_id: str) -> HttpRes
 def leave(request: HttpRequest, place: Membership) -> HttpResponse:
     """Say what leaving brings about, and do it on POST."""
     if request.method == "POST":
-        members.leave(_user(request), place.organization, address=client_address(request))
+        members.leave(_user(request), place.organization, actor=audit.by_request(request))
         messages.success(request, f"You left {place.organization.name}.")
         return redirect("accounts:organizations")
     return render(request, "accounts/leave.html", _describe(place) | _leaving(place))
@@ -212,7 +210,7 @@ def delete(request: HttpRequest, place: Membership) -> HttpResponse:
     organization, error = place.organization, ""
     if request.method == "POST":
         if " ".join(request.POST.get("name", "").split()) == organization.name:
-            organizations.delete(_user(request), organization, address=client_address(request))
+            organizations.delete(_user(request), organization, actor=audit.by_request(request))
             messages.success(request, f"{organization.name} is deleted.")
             return redirect("accounts:organizations")
         error = "This is not its name. Write it exactly as it stands above."
@@ -248,12 +246,6 @@ def _invited(place: Membership) -> dict[str, Any]:
 def _leaving(member: Membership) -> dict[str, Any]:
     keys = ApiKey.objects.filter(organization=member.organization_id, created_by=member.user_id, revoked_at=None)
     return {"member": member, "leaving_keys": list(keys.order_by("-created_at"))}
-
-
-def _limit(request: HttpRequest, group: str, rate: str) -> None:
-    """Raise: AiscaleError (RATE_LIMITED) when the caller does this too often. I/O: one Redis trip."""
-    if is_ratelimited(request, group=group, key="user", rate=rate, increment=True):
-        raise AiscaleError(Code.RATE_LIMITED, "You have done this very often within a short time. Try again later.")
 
 
 def _to_members(place: Membership) -> HttpResponse:

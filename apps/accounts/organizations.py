@@ -42,7 +42,7 @@ def ensure_personal_organization(user: User, plan: str = DEFAULT_PLAN) -> Organi
     return made
 
 
-def create(user: User, name: str, *, address: str = "") -> Membership:
+def create(user: User, name: str, *, actor: audit.Actor | None = None) -> Membership:
     """Make a shared organization on the default plan, owned by ``user``; return the ownership.
 
     I/O: SQL, one Redis trip. Raises: AiscaleError (INVALID_REQUEST for the name, TOO_MANY_OBJECTS).
@@ -61,11 +61,11 @@ def create(user: User, name: str, *, address: str = "") -> Membership:
                 f"You own {MAX_OWNED} organizations already, the most that one person may. Delete one or hand one over first.",
             )
         made = Organization.objects.create(name=name, plan=Plan.objects.get(slug=DEFAULT_PLAN))
-        record("organization.create", made, audit.by_user(user, address=address), name=name)
+        record("organization.create", made, actor or audit.by_user(user), name=name)
         return Membership.objects.create(user=user, organization=made, role=Role.OWNER)
 
 
-def rename(by: User, organization: Organization, name: str, *, address: str = "") -> Organization:
+def rename(by: User, organization: Organization, name: str, *, actor: audit.Actor | None = None) -> Organization:
     """Give a shared organization another name. I/O: SQL, one Redis trip. Raises: AiscaleError."""
     name = check_name(name)
     with transaction.atomic():
@@ -74,11 +74,11 @@ def rename(by: User, organization: Organization, name: str, *, address: str = ""
         renamed, before = membership.organization, membership.organization.name
         renamed.name = name
         renamed.save(update_fields=["name", "updated_at"])
-        record("organization.rename", renamed, audit.by_user(by, address=address), before=before, after=name)
+        record("organization.rename", renamed, actor or audit.by_user(by), before=before, after=name)
     return renamed
 
 
-def delete(by: User, organization: Organization, *, address: str = "") -> None:
+def delete(by: User, organization: Organization, *, actor: audit.Actor | None = None) -> None:
     """Delete a shared organization: its members leave it, its keys and invitations end. Its ledger stays.
 
     I/O: SQL, a Redis trip for each key. Raises: AiscaleError.
@@ -86,7 +86,7 @@ def delete(by: User, organization: Organization, *, address: str = "") -> None:
     with transaction.atomic():
         membership = lock_for(by, organization, Right.DELETE)
         refuse_personal(membership.organization, "It goes when you delete your account.")
-        close(membership.organization, audit.by_user(by, address=address))
+        close(membership.organization, actor or audit.by_user(by))
 
 
 def close(organization: Organization, by: audit.Actor) -> None:

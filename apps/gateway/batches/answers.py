@@ -7,10 +7,11 @@ import msgspec
 from django.db import transaction
 from django.utils import timezone
 
+from aiscale import listing
 from aiscale.errors import AiscaleError, Code
 from apps.accounts.callers import Caller, on_thread
 from apps.accounts.models import Organization
-from apps.gateway import listing, parameters
+from apps.gateway import parameters
 from apps.gateway.exchange import Exchange
 from apps.gateway.files import keeping
 from apps.gateway.models import Batch

@@ -5,9 +5,9 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
+from aiscale import listing
 from aiscale.errors import AiscaleError, Code
 from apps.accounts.callers import Caller, on_thread
-from apps.gateway import listing
 from apps.gateway.exchange import Exchange
 from apps.gateway.files import keeping
 from apps.gateway.files.uploads import Upload, read_upload
