@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from django.core.management import call_command
 from redis import Redis
 
 from aiscale.wire import keys
-from apps.accounts import callers
+from apps.accounts import audit, callers
 from apps.accounts.keys import create_key
 from apps.accounts.models import Plan, User
 from apps.accounts.organizations import ensure_personal_organization
@@ -57,14 +58,16 @@ def cast(transactional_db: None, redis_url: str, served_models_dir: Path) -> Ite
     call_command("seed_plans", stdout=StringIO())
     call_command("seed_catalog", stdout=StringIO())
     yield Cast()
-    killswitch.restore()
+    for switch in killswitch.list_active():
+        # also to a worker that outlives this test
+        killswitch.release(switch.scope, by=audit.by_system("the end of the test"))
     catalog.forget()
     client.close()
 
 
-@pytest.fixture(scope="module")
-def worker_process(redis_url: str, served_models_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A Celery inference worker, with the fake runner: 20 ms a token. It is gone before the next module's tests begin."""
+@contextmanager
+def run_worker(redis_url: str, *, step_ms: int = 20, slots: int = 16) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Celery inference worker with the fake runner."""
     queues = "model.smollm2-135m-instruct,model.all-minilm-l6-v2"
     command = [
         sys.executable,
@@ -76,16 +79,24 @@ def worker_process(redis_url: str, served_models_dir: Path) -> Iterator[subproce
         "-P",
         "threads",
         "-c",
-        "16",
+        str(slots),
         "-Q",
         queues,
     ]
-    settings = {"AISCALE_ENGINE_RUNNER": "fake", "AISCALE_FAKE_STEP_MS": "20", "REDIS_URL": redis_url}
+    settings = {"AISCALE_ENGINE_RUNNER": "fake", "AISCALE_FAKE_STEP_MS": str(step_ms), "REDIS_URL": redis_url}
+    settings["AISCALE_ENGINE_SLOTS"] = str(slots)
     options = ["--without-gossip", "--without-mingle", "--loglevel", "error"]
     process = subprocess.Popen([*command, *options], cwd=ROOT, env={**os.environ, **settings})
     yield process
     process.terminate()
     process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def worker_process(redis_url: str, served_models_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker: 20 ms a token. It is gone before the next module's tests begin."""
+    with run_worker(redis_url) as process:
+        yield process
 
 
 @pytest.fixture

@@ -216,6 +216,22 @@ async def test_a_refusal_is_kept_with_its_reason(cast: Cast) -> None:
     await talk.socket.leave()
 
 
+@pytest.mark.usefixtures("worker")
+async def test_a_kill_ends_a_running_answer_and_says_why(cast: Cast) -> None:
+    talk = await open_talk(cast.user)
+    await talk.tell(**ask())
+    await talk.hear_until("delta")
+    await on_thread(lambda: killswitch.trip("plan:enterprise", reason="Spring cleaning", by=ADA))
+    finished = (await talk.hear_until("finished"))[-1]
+    assert (finished["status"], finished["error"]["code"]) == ("failed", "killed")
+    assert "Spring cleaning" in finished["error"]["message"]
+    await on_thread(write_transcripts)
+    answer = await on_thread(lambda: Message.objects.get(role=Message.Role.ASSISTANT))
+    assert (answer.status, answer.error_code) == ("failed", "killed")
+    assert answer.content and "Spring cleaning" in answer.error_message
+    await talk.socket.leave()
+
+
 async def test_logging_out_elsewhere_ends_the_socket(cast: Cast) -> None:
     talk = await open_talk(cast.user)
     from django.contrib.sessions.models import Session
