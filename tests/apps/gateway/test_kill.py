@@ -27,7 +27,7 @@ from apps.spend import killswitch, settlement
 from apps.spend.models import KillSwitch, LedgerEntry, UsageRecord
 from tests.apps.conftest import ROOT, Cast, run_worker
 from tests.apps.gateway.driver import Exchange, read_events
-from tests.apps.spend.cast import ADA, MODEL, on_thread
+from tests.apps.spend.cast import ADA, MODEL, held, on_thread, scope_of, spent
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -123,11 +123,11 @@ def check_the_books(cast: Cast, tripped_at_s: float) -> None:
             + record.completion_tokens * record.completion_nanousd_per_token
         )
     total = sum(record.cost_nanousd for record in records)
-    spent = LedgerEntry.objects.filter(amount_nanousd__gt=0).aggregate(total=Sum("amount_nanousd"))["total"]
-    client, organization_id = redis_clients.get_sync(), cast.organization.public_id
-    assert total > 0 and spent == total
-    assert client.hmget(keys.spend(organization_id), "spent_nanousd", "held_nanousd") == [str(total).encode(), b"0"]
-    assert client.zcard(keys.holds(organization_id)) == client.hlen(keys.hold_amounts(organization_id)) == 0
+    spent_in_ledger = LedgerEntry.objects.filter(amount_nanousd__gt=0).aggregate(total=Sum("amount_nanousd"))["total"]
+    assert total > 0 and spent_in_ledger == total
+    assert (spent(cast.organization), held(cast.organization)) == (total, 0)
+    scope, client = scope_of(cast.organization), redis_clients.get_sync()
+    assert client.zcard(keys.holds(scope)) == client.zcard(keys.in_flight(scope)) == 0
 
 
 @pytest.mark.parametrize("scope", SCOPES)
