@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up test lint check bench-gate bench-encoder clean
+.PHONY: help up test lint check bench-gate bench-encoder bench-engine clean
 PYTHON ?= python3
 # extras of pyproject.toml, for example: make up EXTRAS=gpu
 EXTRAS ?=
@@ -31,6 +31,10 @@ check:
 bench-gate: ## measure admission: decisions a second, p50 and p99, beside a bare script and a PING
 	@$(PYTHON) deploy/install.py
 	@.venv/bin/python deploy/bench/gate.py
+
+bench-engine: ## measure generation beside llama.cpp: tokens a second, prefill, first token
+	@$(PYTHON) deploy/install.py bench
+	@PYTHONPATH=. .venv/bin/python deploy/bench/engine.py
 
 bench-encoder: ## measure embeddings: texts a second beside a plain ONNX Runtime loop
 	@$(PYTHON) deploy/install.py

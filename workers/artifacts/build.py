@@ -110,8 +110,8 @@ def _ensure_one(models_dir: Path, model: BundledModel, precision: Precision | No
 
 def _choose_precision(model: BundledModel, asked: Precision | None) -> Precision:
     """Return the precision to make: what was asked for where it makes sense, else what runs best on this machine."""
-    if model.kind == "generate":
-        return asked or model.precision
+    if model.kind == "generate" and asked is not None:
+        return asked
     if model.precision == "int8" and (asked == "fp32" or not integers_add_up()):
         return "fp32"
     return model.precision

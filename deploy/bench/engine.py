@@ -1,0 +1,174 @@
+"""Measure generation beside llama.cpp: the same GGUF file, the same prompts, the same number of threads, in alternating rounds.
+
+    make bench-engine
+
+"engine" is the engine as workers run it: sampler, detokenizer, one thread that steps. llama.cpp is the server of the package
+`xllamacpp` (llama-cpp-python has no wheel), called in this process. Its wheel is built for AVX2; the first line says what it found.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import xllamacpp
+from tokenizers import Tokenizer
+
+from aiscale import env
+from workers.artifacts import build
+from workers.artifacts.fetch import fetch
+from workers.engine.detokenizer import Detokenizer
+from workers.engine.engine import Engine
+from workers.engine.runner_onnx import OnnxRunner
+from workers.engine.sequence import Params, Sequence
+
+MODEL = "smollm2-135m-instruct"
+WIDTHS = (1, 4, 8, 16, 32)
+PROMPT_TOKENS, LONG_TOKENS = 50, 400
+SLOT_TOKENS = 512
+NEVER_S = 1e12
+
+
+class Ours:
+    name = "engine"
+
+    def __init__(self, directory, threads):
+        self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        runner = OnnxRunner(
+            directory, slots=33, context_tokens=SLOT_TOKENS, providers=["CPUExecutionProvider"], threads=threads
+        )
+        self.engine = Engine(runner, ())
+        self.engine.start()
+        self.count = 0
+
+    def start(self, prompt, max_tokens):
+        """Start a request; return (set at its first token, set at its end)."""
+        first, done = threading.Event(), threading.Event()
+
+        def on_output(output):
+            if output.completion_tokens:
+                first.set()
+            if output.end is not None:
+                done.set()
+
+        self.count += 1
+        sequence = Sequence(
+            job_id=f"b{self.count}",
+            prompt=prompt,
+            params=Params(max_tokens=max_tokens, temperature=0.0),
+            priority=0,
+            deadline_s=NEVER_S,
+            detokenizer=Detokenizer(self.tokenizer),
+            on_output=on_output,
+        )
+        self.engine.submit(sequence)
+        return first, done
+
+    def stop_running(self):
+        for n in range(self.count + 1):
+            self.engine.abort(f"b{n}", "cancelled")
+
+
+class Theirs:
+    name = "llama.cpp"
+
+    def __init__(self, gguf, threads):
+        params = xllamacpp.CommonParams()
+        params.model.path = str(gguf)
+        params.n_parallel, params.n_ctx, params.kv_unified = 33, 33 * SLOT_TOKENS, False
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.verbosity, params.n_gpu_layers = -1, 0
+        self.server = xllamacpp.Server(params)
+
+    def start(self, prompt, max_tokens):
+        first, done = threading.Event(), threading.Event()
+
+        def run():
+            asked = {"prompt": prompt, "n_predict": max_tokens, "temperature": 0, "ignore_eos": True}
+            self.server.handle_completions(asked | {"cache_prompt": False})
+            if max_tokens == 1:
+                first.set()
+            done.set()
+
+        threading.Thread(target=run, daemon=True).start()
+        return first, done
+
+    def stop_running(self):
+        """The server ends by itself."""
+
+
+def make_prompts(count, tokens, seed):
+    return np.random.default_rng(seed).integers(1000, 40_000, (count, tokens)).tolist()
+
+
+def measure_width(side, width, tokens, seed):
+    """Return tokens/s of ``width`` requests at once, their prompts' time included."""
+    started = time.perf_counter()
+    ends = [side.start(prompt, tokens)[1] for prompt in make_prompts(width, PROMPT_TOKENS, seed)]
+    for end in ends:
+        end.wait()
+    return width * tokens / (time.perf_counter() - started)
+
+
+def measure_prefill(side, seed):
+    started = time.perf_counter()
+    side.start(make_prompts(1, LONG_TOKENS, seed)[0], 1)[1].wait()
+    return LONG_TOKENS / (time.perf_counter() - started)
+
+
+def measure_first_token(side, running, seed):
+    """Return the milliseconds to the first token of a request that comes while ``running`` others are answered."""
+    ends = [side.start(prompt, 60)[1] for prompt in make_prompts(running, 8, seed)]
+    time.sleep(0.5)
+    started = time.perf_counter()
+    first, _ = side.start(make_prompts(1, PROMPT_TOKENS, seed + 1)[0], 1)
+    first.wait()
+    waited_ms = (time.perf_counter() - started) * 1e3
+    side.stop_running()
+    for end in ends:
+        end.wait()
+    return waited_ms
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models-dir", type=Path, default=env.load().models_dir)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=48, help="made by each request")
+    parser.add_argument("--widths", type=int, nargs="*", default=WIDTHS)
+    options = parser.parse_args()
+    threads = os.cpu_count() or 1
+    [manifest] = build.ensure(options.models_dir, [MODEL])
+    with tempfile.TemporaryDirectory() as folder:
+        paths = fetch(build.find_model(MODEL), Path(folder))
+        gguf = next(path for path in paths.values() if path.suffix == ".gguf")
+        sides = [Ours(options.models_dir / MODEL / manifest.version, threads), Theirs(gguf, threads)]
+        print("llama.cpp:", xllamacpp.get_system_info().strip())
+        print(f"{MODEL} {manifest.precision}, {threads} threads, median of {options.rounds} alternating rounds")
+        for side in sides:
+            measure_width(side, 2, 4, 0)
+        print(f"{'':>32} {'engine':>10} {'llama.cpp':>10} {'ratio':>7}")
+        for width in options.widths:
+            label = f"{width} streams, tokens/s"
+            compare(label, sides, options.rounds, lambda side, n, w=width: measure_width(side, w, options.tokens, n))
+        compare("prefill, tokens/s", sides, options.rounds, measure_prefill)
+        for running in (8, 16):
+            label = f"first token, {running} running, ms"
+            compare(label, sides, options.rounds, lambda side, n, r=running: measure_first_token(side, r, n))
+
+
+def compare(label, sides, rounds, measure):
+    found = {side.name: [] for side in sides}
+    for number in range(rounds):
+        for side in sides:
+            found[side.name].append(measure(side, number))
+    ours, theirs = (statistics.median(found[side.name]) for side in sides)
+    print(f"{label:>32} {ours:>10.1f} {theirs:>10.1f} {ours / theirs:>7.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
