@@ -10,7 +10,7 @@ from apps.gateway.chat_schema import MAX_MESSAGES, MAX_STOP_CHARS, MAX_TOP_K
 from apps.gateway.exchange import Exchange
 from apps.inference.prompts import ChatMessage
 
-VERSIONS = ("2023-06-01",)
+VERSIONS = ("2023-06-01", "2026-10-21")
 MAX_STOP = 4
 
 HARMLESS = frozenset({"cache_control", "metadata", "service_tier"})
@@ -19,12 +19,17 @@ HARMLESS = frozenset({"cache_control", "metadata", "service_tier"})
 DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "container": (),
     "context_management": (),
+    "diagnostics": (),
     "inference_geo": (),
     "mcp_servers": ([],),
     "output_config": ({},),
+    "output_format": (),
+    "speed": ("standard",),
     "thinking": ({"type": "disabled"},),
     "tool_choice": ({"type": "none"}, {"type": "auto"}),
     "tools": ([],),
+    "user_profile_id": (),
+    "workspace_id": (),
 }
 
 _BLOCK_HARMLESS = frozenset({"cache_control"})

@@ -83,7 +83,7 @@ def fail(head: dict[str, Any], error: AiscaleError) -> dict[str, Any]:
 def make_usage(event: Finished) -> dict[str, Any]:
     return {
         "input_tokens": event.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": event.cached_tokens},
         "output_tokens": event.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": event.prompt_tokens + event.completion_tokens,

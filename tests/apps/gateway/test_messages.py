@@ -21,6 +21,11 @@ def ask(cast: Cast, path: str = "/v1/messages", **changes: Any) -> Exchange:
     return Exchange("POST", path, value={k: v for k, v in value.items() if v is not ...}, headers=headers)
 
 
+def count_input(message: Any) -> int:
+    """Return the tokens of the prompt, kept ones included."""
+    return int(message["usage"]["input_tokens"]) + int(message["usage"]["cache_read_input_tokens"])
+
+
 async def test_an_answer_has_anthropics_shape(cast: Cast) -> None:
     exchange = ask(cast, system=[{"type": "text", "text": "Be short.", "cache_control": {"type": "ephemeral"}}])
     answer = await exchange.read_json()
@@ -43,9 +48,10 @@ async def test_the_events_of_a_stream(cast: Cast) -> None:
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
     assert set(kinds[3:-3]) == {"content_block_delta"}
     assert "".join(event["delta"]["text"] for event in events[3:-3]) == whole["content"][0]["text"]
-    assert events[0]["message"]["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
+    assert count_input(events[0]["message"]) == count_input(whole)
     assert events[-2]["delta"] == {"stop_reason": "max_tokens", "stop_sequence": None}
-    assert events[-2]["usage"] == whole["usage"]
+    assert count_input(events[-2]) == count_input(whole)
+    assert events[-2]["usage"]["output_tokens"] == whole["usage"]["output_tokens"]
 
 
 async def test_a_stop_sequence_is_named(cast: Cast) -> None:
@@ -71,7 +77,7 @@ async def test_an_answer_goes_on_from_the_assistants_words(cast: Cast) -> None:
         value={"model": CHAT, "prompt": ids, "max_tokens": 4, "temperature": 0},
     )
     assert (await by_hand.read_json())["choices"][0]["text"] == answer["content"][0]["text"]
-    assert answer["usage"]["input_tokens"] == len(ids)
+    assert count_input(answer) == len(ids)
 
 
 async def test_tokens_are_counted_as_they_are_charged(cast: Cast) -> None:
@@ -80,7 +86,7 @@ async def test_tokens_are_counted_as_they_are_charged(cast: Cast) -> None:
         cast, "/v1/messages/count_tokens", messages=messages, max_tokens=..., temperature=...
     ).read_json()
     charged = await ask(cast, messages=messages).read_json()
-    assert counted == {"input_tokens": charged["usage"]["input_tokens"]}
+    assert counted == {"input_tokens": count_input(charged)}
 
 
 BAD: list[tuple[dict[str, Any], int, str, str | None]] = [

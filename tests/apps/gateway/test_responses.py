@@ -113,7 +113,9 @@ async def test_a_conversation_goes_on(cast: Cast) -> None:
             {"role": "user", "content": "Three"},
         ],
     ).read_json()
-    assert (said(third), third["usage"]) == (said(by_hand), by_hand["usage"])
+    assert said(third) == said(by_hand)
+    for name in ("input_tokens", "output_tokens"):
+        assert third["usage"][name] == by_hand["usage"][name]
     await fetch(cast, first["id"], method="DELETE")
     broken = await ask(cast, previous_response_id=third["id"]).read_json()
     assert broken["error"]["code"] == "not_found"
