@@ -18,6 +18,7 @@ app.conf.beat_schedule = {
     "start-batches": {"task": "aiscale.gateway.start_batches", "schedule": 2.0, "options": {"expires": 2}},
     "finish-lost-responses": {"task": "aiscale.gateway.finish_lost", "schedule": 15.0, "options": {"expires": 15}},
     "forget-expired": {"task": "aiscale.gateway.forget_expired", "schedule": 300.0, "options": {"expires": 300}},
+    "deliver-alerts": {"task": "aiscale.spend.deliver_alerts", "schedule": 10.0, "options": {"expires": 10}},
     "rerate": {"task": "aiscale.spend.rerate", "schedule": 60.0, "options": {"expires": 60}},
     "carry-credits": {"task": "aiscale.spend.carry_all", "schedule": 600.0, "options": {"expires": 600}},
     # the outbox of invitations; a new one also sends itself at once

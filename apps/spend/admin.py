@@ -7,7 +7,7 @@ from django.utils import timezone
 from unfold.admin import ModelAdmin
 
 from aiscale.db import format_usd
-from apps.spend import kill_admin, ledger_admin, price_admin  # noqa: F401  # they register their pages
+from apps.spend import alert_admin, kill_admin, ledger_admin, price_admin  # noqa: F401  # they register their pages
 from apps.spend.forms import BudgetForm
 from apps.spend.models import Budget
 

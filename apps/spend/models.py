@@ -349,6 +349,7 @@ class SpendAlert(models.Model):
     limit_nanousd = NanoUsdField(null=True)
     created_at = models.DateTimeField(db_default=Now())
     delivered_at = models.DateTimeField(null=True, blank=True)
+    """When its messages were written down (`AlertDelivery`), which then are sent one by one."""
 
     class Meta:
         constraints = [
@@ -387,3 +388,6 @@ class SpendTotal(models.Model):
 
     def __str__(self) -> str:
         return f"{self.scope} {self.period} from {self.start_at}: {format_usd(self.spent_nanousd)}"
+
+
+from apps.spend.alert_models import AlertDelivery, WebhookEndpoint  # noqa: E402, F401  # tables of this app too

@@ -6,7 +6,7 @@ from celery import shared_task
 from kombu.exceptions import OperationalError
 
 from aiscale.redis import UNAVAILABLE
-from apps.spend import carryover, rerating
+from apps.spend import alerts, carryover, rerating
 
 log = logging.getLogger(__name__)
 
@@ -29,3 +29,9 @@ def apply_soon() -> None:
         rerate.delay()
     except (*UNAVAILABLE, OperationalError):
         log.warning("no broker: usage is rated again within a minute", exc_info=True)
+
+
+@shared_task(name="aiscale.spend.deliver_alerts", ignore_result=True)
+def deliver_alerts() -> None:
+    """Send the alerts that are due. Idempotent; no retries: the next run comes in ten seconds."""
+    alerts.deliver_due()

@@ -1,0 +1,93 @@
+"""Show alerts and what became of them, and keep the webhook endpoints that are told."""
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+from unfold.admin import ModelAdmin, TabularInline
+
+from aiscale import sealing
+from aiscale.db import format_usd
+from apps.accounts import audit
+from apps.spend import webhooks
+from apps.spend.alert_models import AlertDelivery, WebhookEndpoint
+from apps.spend.ledger_admin import ReadOnly
+from apps.spend.models import SpendAlert
+
+
+class DeliveryInline(ReadOnly, TabularInline):  # type: ignore[misc]
+    model = AlertDelivery
+    fields = readonly_fields = ["email", "endpoint", "attempts", "due_at", "delivered_at", "error"]
+    extra = 0
+
+
+@admin.register(SpendAlert)
+class SpendAlertAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["created_at", "scope", "period", "period_start", "threshold", "spent", "arrived"]
+    list_filter = ["period"]
+    search_fields = ["=scope", "=budget_id"]
+    date_hierarchy = "created_at"
+    ordering = ["-created_at"]
+    exclude = ["spent_nanousd", "limit_nanousd"]
+    readonly_fields = ["spent"]
+    inlines = [DeliveryInline]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[SpendAlert]:
+        queryset: QuerySet[SpendAlert] = super().get_queryset(request)
+        return queryset.prefetch_related("deliveries")
+
+    @admin.display(description="spent", ordering="spent_nanousd")
+    def spent(self, alert: SpendAlert) -> str:
+        return format_usd(alert.spent_nanousd)
+
+    @admin.display(description="arrived")
+    def arrived(self, alert: SpendAlert) -> str:
+        owed = list(alert.deliveries.all())
+        return f"{sum(each.delivered_at is not None for each in owed)} of {len(owed)}"
+
+
+@admin.register(WebhookEndpoint)
+class WebhookEndpointAdmin(ModelAdmin):  # type: ignore[misc]
+    list_display = ["url", "organization", "is_active", "last_result", "last_tried_at"]
+    list_filter = ["is_active"]
+    search_fields = ["url", "=organization__public_id", "organization__name"]
+    list_select_related = ["organization"]
+    autocomplete_fields = ["organization"]
+    fields = ["url", "organization", "is_active", "last_result", "last_tried_at"]
+    readonly_fields = ["last_result", "last_tried_at"]
+    actions = ["send_test"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: WebhookEndpoint | None = None) -> list[str]:
+        # who is told what must not change under a secret that somebody else holds
+        return [*self.readonly_fields, "organization"] if obj else list(self.readonly_fields)
+
+    def save_model(self, request: HttpRequest, obj: WebhookEndpoint, form: Any, change: bool) -> None:
+        secret = ""
+        if not change:
+            secret = webhooks.make_secret()
+            obj.sealed_secret = sealing.seal(secret)
+        super().save_model(request, obj, form, change)
+        audit.record(
+            "webhook.change" if change else "webhook.create",
+            target=f"webhook:{obj.public_id}",
+            by=audit.by_request(request),
+            organization_id=obj.organization.public_id if obj.organization else "",
+            details={"url": obj.url, "is_active": obj.is_active},
+        )
+        if secret:
+            messages.warning(request, f"The endpoint's signing secret, shown only now: {secret}")
+
+    @admin.action(description="Send a test message")
+    def send_test(self, request: HttpRequest, queryset: QuerySet[WebhookEndpoint]) -> None:
+        for endpoint in queryset.select_related("organization"):
+            now = timezone.now()
+            try:
+                webhooks.send(
+                    endpoint, f"msg_test_{now:%Y%m%d%H%M%S}", {"type": "test", "timestamp": now.isoformat(), "data": {}}
+                )
+            except webhooks.NotDelivered as error:
+                messages.error(request, f"{endpoint.url}: {error}.")
+            else:
+                messages.success(request, f"{endpoint.url} took the test message.")
