@@ -1,8 +1,8 @@
 """Decide whether a caller may spend this much now, and record what it cost: the only code that moves money.
 
 Owns:        tables UsageRecord, LedgerTransaction, LedgerEntry, Correction, Price, Rerating, KillSwitch, Budget, SpendTotal,
-             SpendAlert, AlertDelivery and WebhookEndpoint; Redis keys BUDGETS, spend, holds, rate, token_rate, KILLED, FINISHED_DEAD, EPOCH,
-             RECOVERING and SETTLEMENT_PRESENCE
+             SpendAlert, AlertDelivery and WebhookEndpoint; Redis keys BUDGETS, spend, holds, rate, token_rate, KILLED,
+             FINISHED_DEAD, EPOCH, RECOVERING and SETTLEMENT_PRESENCE
 Enter at:    admission.admit, admission.release, pricing.cost_nanousd, killswitch.trip, release and restore, settlement.run,
              usage.month_summary, corrections.give_credit, adjust and refund, prices.map_current and change, rerating.order,
              statements.build, alerts.deliver_due
