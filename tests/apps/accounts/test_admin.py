@@ -18,7 +18,7 @@ from apps.accounts.keys import create_key
 from apps.accounts.models import AuditEvent, Membership, Organization, Plan, User
 from apps.chat import turns
 from apps.inference.models import Model, Upstream
-from apps.spend import killswitch, prices, rerating, settlement
+from apps.spend import killswitch, prices, rerating, settlement, webhooks
 from apps.spend.models import Budget
 from tests.apps.conftest import Cast
 from tests.apps.spend.cast import ADA, make_finished
@@ -31,8 +31,11 @@ MODELS = [
 @pytest.fixture
 def browser(cast: Cast) -> Client:
     """The administrator, in an installation where something has happened."""
+    Budget.objects.create(
+        scope=f"organization:{cast.organization.public_id}", limit_nanousd=100, thresholds=["50%"], period="monthly"
+    )
+    webhooks.make_endpoint("https://hooks.example/in", cast.organization)
     settlement.settle(make_finished(cast.organization.public_id))
-    Budget.objects.create(scope=f"organization:{cast.organization.public_id}", limit_nanousd=5_000_000_000)
     killswitch.trip("model:old", reason="Retired", by=ADA)
     turns._begin(cast.user.public_id, None, "smollm2-135m-instruct", "A private question", "c1")
     root = User.objects.create_superuser("root@example.com", "x")
