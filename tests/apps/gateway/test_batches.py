@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -68,6 +69,7 @@ async def test_a_batch_is_run_at_half_price(cast: Cast) -> None:
     [second] = await read_lines(cast, done["error_file_id"])
     assert (second["custom_id"], second["response"]["status_code"]) == ("line-2", 400)
     assert second["response"]["body"]["error"]["param"] == "messages"
+    await wait_for_charges(2)
     usages = await on_thread(lambda: list(UsageRecord.objects.filter(source="batch")))
     assert len(usages) == 2 and await on_thread(BatchLine.objects.count) == 0
     # 50 and 200 nano-dollars a token, halved
@@ -166,19 +168,29 @@ async def test_a_kill_is_waited_for_and_a_lost_key_is_not(cast: Cast) -> None:
     assert (row.status, row.failed_count) == ("completed", 2)
 
 
+async def wait_for_charges(count: int) -> list[tuple[str, int]]:
+    """Return what was charged, once settlement has come so far."""
+    ends_at = time.monotonic() + 20
+    while True:
+        charged = await on_thread(lambda: sorted(UsageRecord.objects.values_list("job_id", "cost_nanousd")))
+        if len(charged) >= count or time.monotonic() > ends_at:
+            return charged
+        await asyncio.sleep(0.05)
+
+
 async def test_two_runners_do_not_meet(cast: Cast) -> None:
     made = await create(cast, [make_line(number) for number in range(6)])
     await asyncio.gather(*(runner.advance(made["id"]) for _ in range(4)))
     done = await read(cast, made["id"])
     assert (done["status"], done["request_counts"]["completed"]) == ("completed", 6)
-    assert await on_thread(UsageRecord.objects.count) == 6
+    assert len(await wait_for_charges(6)) == 6
 
 
 async def test_a_line_whose_process_died_after_its_charge_is_not_charged_again(cast: Cast) -> None:
     """M7: a retry after a broken answer is not billed again, though it is made again."""
     made = await create(cast, [make_line(number) for number in range(4)])
     await runner.advance(made["id"])
-    before = await on_thread(lambda: sorted(UsageRecord.objects.values_list("job_id", "cost_nanousd")))
+    before = await wait_for_charges(4)
 
     def undo() -> None:
         """Put everything back to where it was when lines 0 and 1 were charged and not yet written down."""
