@@ -16,6 +16,8 @@ from aiscale.wire.events import Finished
 from apps.spend import stream
 
 WEB_LOST = "web_lost"
+PATIENCE_S = 2.0
+"""An end so young is not called lost: a process that has just begun to listen may not have said so."""
 
 
 class Judged(NamedTuple):
@@ -44,7 +46,8 @@ def judge(client: Redis, entries: Sequence[stream.Entry]) -> Judged:
         if progress is not None and stream.parse_id(progress) >= stream.parse_id(entry.reply):
             judged.delivered.append(entry)
         else:
-            (judged.lost if presence is None else judged.undecided).append(entry)
+            is_lost = presence is None and stream.age_s(entry) > PATIENCE_S
+            (judged.lost if is_lost else judged.undecided).append(entry)
     return judged
 
 
