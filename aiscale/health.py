@@ -88,4 +88,7 @@ def _check_models() -> str:
 
 
 def _check_settlement() -> str:
-    return "ok" if redis_clients.get_sync().exists(keys.SETTLEMENT_PRESENCE) else "settlement does not run"
+    client = redis_clients.get_sync()
+    if not client.exists(keys.SETTLEMENT_PRESENCE):
+        return "settlement does not run"
+    return "the gate opens in a few seconds: Redis is new, or was emptied" if client.exists(keys.RECOVERING) else "ok"
