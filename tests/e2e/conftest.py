@@ -98,9 +98,17 @@ class Stack:
 
     def kill(self, name: str) -> int:
         """Kill -9 one process, and return its pid."""
-        pid = self.find_pid(name)
-        os.kill(pid, signal.SIGKILL)
-        return pid
+
+        def strike() -> int:
+            pid = self.find_pid(name)
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                # it is being started again, after what the last test did
+                return 0
+            return pid
+
+        return int(wait_until(strike, 30, self.read_logs))
 
     def get_ready(self) -> tuple[int, dict[str, Any]]:
         try:

@@ -52,6 +52,8 @@ def sign_up(page: Page, name: str) -> None:
 
 
 def ask(page: Page, words: str) -> None:
+    # Enter sends once the page's script has run
+    page.wait_for_load_state()
     page.get_by_label("Your message").fill(words)
     page.keyboard.press("Enter")
 
