@@ -52,12 +52,14 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "servestatic.middleware.ServeStaticMiddleware",
     "aiscale.security.ContentSecurityPolicyMiddleware",
+    "aiscale.outage.OutageMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "apps.accounts.login_limits.LoginLimitMiddleware",
     "allauth.account.middleware.AccountMiddleware",
 ]
 ROOT_URLCONF = "aiscale.urls"
@@ -101,14 +103,26 @@ def _database(url: str) -> dict[str, object]:
 DATABASES = {"default": _database(ENV.database_url or embedded_database_url(ENV.data_dir))}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 REDIS_URL = ENV.redis_url or embedded_redis_url(ENV.data_dir)
+# a Redis that takes connections and never answers is as good as none
+_cache_timeouts = {"socket_timeout": 3, "socket_connect_timeout": 2}
 CACHES = {
     "default": {
+        "BACKEND": "aiscale.caches.ForgivingCache",
+        "LOCATION": REDIS_URL,
+        "KEY_PREFIX": "aiscale:django",
+        "OPTIONS": {"fallback": "process", **_cache_timeouts},
+    },
+    "process": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "OPTIONS": {"MAX_ENTRIES": 50_000}},
+    # apart: no process may believe in a copy of its own of a session that another one has ended
+    "sessions": {
         "BACKEND": "django.core.cache.backends.redis.RedisCache",
         "LOCATION": REDIS_URL,
         "KEY_PREFIX": "aiscale:django",
-    }
+        "OPTIONS": _cache_timeouts,
+    },
 }
-SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"
+SESSION_ENGINE = "aiscale.sessions"
+SESSION_CACHE_ALIAS = "sessions"
 # each data directory (each checkout) has its own cookies, so two on one host do not log each other out
 _cookie_suffix = hashlib.sha256(str(ENV.data_dir).encode()).hexdigest()[:8]
 SESSION_COOKIE_NAME = f"aiscale_session_{_cookie_suffix}"
@@ -139,6 +153,14 @@ ACCOUNT_LOGOUT_ON_GET = False
 ACCOUNT_UNIQUE_EMAIL = True
 ACCOUNT_SESSION_REMEMBER = True
 ACCOUNT_EMAIL_SUBJECT_PREFIX = ""
+# login_limits counts these by account and by an address that no header can fake; allauth keeps the limits of who is logged in already
+ACCOUNT_RATE_LIMITS = {
+    "login": None,
+    "login_failed": None,
+    "signup": None,
+    "reset_password": None,
+    "reset_password_from_key": None,
+}
 
 
 def _email(url: str) -> dict[str, object]:
@@ -212,8 +234,8 @@ SPECTACULAR_SETTINGS = {"SCHEMA_PATH_PREFIX": "/api/v1", "OAS_VERSION": "3.1.0",
 
 # views of Django and DRF are limited by django-ratelimit over the shared Redis cache
 RATELIMIT_USE_CACHE = "default"
-# a Redis that is down must not open the login to guessing
-RATELIMIT_FAIL_OPEN = False
+# without Redis each process counts for itself (aiscale.caches): logging in goes on, and guessing stays slow
+RATELIMIT_FAIL_OPEN = True
 SILENCED_SYSTEM_CHECKS: list[str] = []
 
 UNFOLD = {

@@ -13,6 +13,7 @@ from apps.accounts.addresses import client_address
 from apps.accounts.invitation_views import find_in_session
 from apps.accounts.models import User
 from apps.accounts.organizations import ensure_personal_organization
+from apps.accounts.rates import NO_ADDRESS
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
             if commit:
                 ensure_personal_organization(saved)
         return saved
+
+    def get_client_ip(self, request: HttpRequest) -> str:
+        return client_address(request) or NO_ADDRESS
 
     def unstash_verified_email(self, request: HttpRequest) -> str | None:
         """Return the address that needs no confirmation: that of the invitation whose link this browser holds, if it signs up."""
