@@ -143,7 +143,7 @@ class PlanAdmin(Audited, ModelAdmin):  # type: ignore[misc]
         ("Rate", {"fields": ["requests_per_window", "window_s", "tokens_per_minute", "max_in_flight"]}),
         ("Money", {"fields": ["monthly_limit_nanousd", "monthly_included_nanousd", "monthly_price_nanousd"]}),
         ("Models and size", {"fields": ["allowed_models", "context_tokens", "max_output_tokens", "cache_scope"]}),
-        ("Queue", {"fields": ["priority", "max_queued", "max_wait_s"]}),
+        ("Queue", {"fields": ["priority", "weight", "max_queued", "max_wait_s"]}),
     ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Plan | None = None) -> list[str]:

@@ -48,6 +48,7 @@ class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...]
     tokens_per_minute: int | None = None
     context_tokens: int | None = None
+    weight: int = 1
     max_queued: int | None = None
     max_wait_s: int | None = None
     cache_scope: str = "organization"
@@ -194,6 +195,7 @@ def _read_plan(slug: str) -> PlanLimits:
         name=plan.name,
         max_output_tokens=plan.max_output_tokens,
         priority=plan.priority,
+        weight=plan.weight,
         requests_per_window=plan.requests_per_window,
         window_s=plan.window_s,
         max_in_flight=plan.max_in_flight,

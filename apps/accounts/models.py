@@ -92,6 +92,12 @@ class Plan(Row):
         default=PRIORITY_STEPS[-1],
         choices=[(step, f"{step}{' (most urgent)' if step == 0 else ''}") for step in PRIORITY_STEPS],
     )
+    weight = models.PositiveSmallIntegerField(
+        "share",
+        default=1,
+        db_default=1,
+        help_text="How much of the work of its priority an organization gets beside others that wait: 2 is twice as much as 1.",
+    )
     max_queued = models.PositiveIntegerField(
         "most jobs waiting", null=True, blank=True, help_text="For one model; empty: as many as the service allows."
     )
@@ -137,6 +143,11 @@ class Plan(Row):
                     monthly_price_nanousd__lte=9_000_000 * NANOUSD_PER_USD,
                 ),
                 violation_error_message="The included spend is at most the monthly limit, and no amount is negative.",
+            ),
+            models.CheckConstraint(
+                name="plan_weight_is_possible",
+                condition=Q(weight__gte=1, weight__lte=1000),
+                violation_error_message="A share is from 1 to 1,000.",
             ),
             models.CheckConstraint(
                 name="plan_cache_scope_is_known", condition=Q(cache_scope__in=["key", "organization", "site"])

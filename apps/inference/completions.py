@@ -146,6 +146,7 @@ async def start_local(request: CompletionRequest, caller: Caller, model: Catalog
             worst_tokens=len(prompt) + max_tokens * request.n,
             deadline_at_ms=deadline_at_ms,
             priority=plan.priority,
+            weight=plan.weight,
         )
     )
     wait = Wait(job_id, deadline_at_ms)
@@ -206,13 +207,14 @@ async def send(job: GenerateJob | EncodeJob, wait: Wait, plan: PlanLimits) -> No
     try:
         # from here on the worker may have it: who is interrupted now cancels it
         wait.sent = True
-        await queue.enqueue(job, plan.priority)
+        await queue.enqueue(job, plan.priority, plan.weight)
     except AiscaleError:
         wait.sent = False
         await wait.close()
         await admission.release(job.billing, job.model, job.job_id)
         raise
     except BaseException:
+        queue.forsake(job.job_id)
         await wait.close()
         raise
 

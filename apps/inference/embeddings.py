@@ -64,6 +64,7 @@ async def embed(request: EmbeddingRequest, caller: Caller) -> EmbeddingResult:
             worst_tokens=prompt_tokens,
             deadline_at_ms=deadline_at_ms,
             priority=plan.priority,
+            weight=plan.weight,
         )
     )
     wait = Wait(job_id, deadline_at_ms)

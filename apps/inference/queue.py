@@ -20,14 +20,12 @@ from aiscale.wire.jobs import EncodeJob, GenerateJob
 log = logging.getLogger(__name__)
 
 REDIS_TIMEOUT_S = 3.0
-WITHDRAW_EVERY_S = 1.0
-WEIGHT = 1
-"""What an organization's share of its tier weighs, unless its plan says otherwise."""
+WITHDRAW_EVERY_S = FORSAKE_AFTER_S = 1.0
 
-_withdrawals: set[asyncio.Task[None]] = set()
+_background: set[asyncio.Task[None]] = set()
 
 
-async def enqueue(job: GenerateJob | EncodeJob, priority: int, weight: int = WEIGHT) -> None:
+async def enqueue(job: GenerateJob | EncodeJob, priority: int, weight: int = 1) -> None:
     """Write the job's record, give it its place, and call a worker: all of it or nothing.
 
     I/O: one Redis trip. Raises: AiscaleError (BACKEND_UNAVAILABLE); what may have been queued all the same is withdrawn.
@@ -62,9 +60,7 @@ async def enqueue(job: GenerateJob | EncodeJob, priority: int, weight: int = WEI
             await redis_clients.run_script_async("enqueue", names, values)
     except (*redis_clients.UNAVAILABLE, TimeoutError) as error:
         log.error("a job could not be queued: %s", error, extra={"job_id": job.job_id})
-        task = asyncio.create_task(_withdraw(job))
-        _withdrawals.add(task)
-        task.add_done_callback(_withdrawals.discard)
+        _keep(asyncio.create_task(_withdraw(job)))
         raise AiscaleError(
             Code.BACKEND_UNAVAILABLE, "The request could not be queued. Try again in a few seconds.", retry_after_s=2
         ) from error
@@ -101,6 +97,24 @@ async def cancel(job_id: str, reason: str) -> bool:
         keys.queue_depth(""),
     ]
     return bool(await redis_clients.run_script_async("cancel", [keys.job_record(job_id), keys.LEASES], values))
+
+
+def forsake(job_id: str) -> None:
+    """Cancel once more in a moment: the order to queue may have been on its way when its caller left. I/O: one Redis trip, later."""
+    _keep(asyncio.create_task(_cancel_later(job_id)))
+
+
+async def _cancel_later(job_id: str) -> None:
+    await asyncio.sleep(FORSAKE_AFTER_S)
+    try:
+        await cancel(job_id, "disconnected")
+    except redis_clients.UNAVAILABLE:
+        log.warning("a job could not be cancelled; its deadline ends it", extra={"job_id": job_id})
+
+
+def _keep(task: asyncio.Task[None]) -> None:
+    _background.add(task)
+    task.add_done_callback(_background.discard)
 
 
 async def _withdraw(job: GenerateJob | EncodeJob) -> None:

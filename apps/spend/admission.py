@@ -53,7 +53,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     worst_tokens: int
     deadline_at_ms: int
     priority: int = PRIORITY_STEPS[-1]
-    """Its tier in the model's queue."""
+    weight: int = 1
+    """Its tier in the model's queue, and its organization's share there."""
     provider: str = LOCAL_PROVIDER
 
 
@@ -162,6 +163,7 @@ async def run_gate(client: aioredis.Redis, ask: Ask, *, plan: str, now_ms: int, 
         int(explain),
         ask.provider,
         ask.priority,
+        ask.weight,
         settings.ENV.unserved_s * 1000,
         *scopes,
     ]

@@ -123,7 +123,7 @@ end
 
 -- Say who is ahead of a job that would join now, and how long it would wait: `waiting` jobs of its tier and of those above, `own`
 -- of its organization among them, which has a `share` of `limit`; `wait_ms`, nil while the model's pace is not known.
-local function look_at_queue(q, depth, now, tier, organization, tokens, limit)
+local function look_at_queue(q, depth, now, tier, organization, weight, limit)
   local base = q .. ':' .. tier
   local seen = {waiting = 0, own = redis.call('ZCARD', base .. ':lane:' .. organization)}
   local ahead, all_tokens = 0, 0
@@ -145,7 +145,7 @@ local function look_at_queue(q, depth, now, tier, organization, tokens, limit)
   local own = number(redis.call('HGET', q, 'tokens:' .. tier .. ':' .. organization))
   local time = number(redis.call('HGET', q, 'time:' .. tier))
   local start = math.max(time, number(redis.call('ZSCORE', base .. ':tags', organization)),
-    number(redis.call('ZSCORE', base .. ':turns', organization))) + own
+    number(redis.call('ZSCORE', base .. ':turns', organization))) + length_of(own, weight)
   local before = redis.call('ZCOUNT', base .. ':turns', '-inf', start) - (seen.own > 0 and 1 or 0)
   local others = number(redis.call('HGET', q, 'tokens:' .. tier)) - own
   ahead = ahead + own + math.min(others, before * (start - time + mean))

@@ -139,6 +139,7 @@ def test_a_plans_money_is_in_dollars_and_reaches_the_gate(browser: Client, cast:
         "max_output_tokens": 10,
         "cache_scope": "organization",
         "priority": 9,
+        "weight": 2,
         "max_queued": 7,
     }
     assert browser.post(url, values | {"monthly_limit_nanousd": "-1"}).status_code == 200

@@ -132,6 +132,17 @@ async def test_the_wait_is_that_of_the_organization_not_of_its_tier(client: Redi
     assert read_wait_s(refusal) == pytest.approx(20, rel=0.2)
 
 
+async def test_a_larger_share_waits_for_less(client: Redis) -> None:
+    organization = await stage(max_wait_s=1)
+    fill(client, 2, organization.public_id, tokens=500)
+    fill(client, 3, "org_other", tokens=500)
+    set_pace(client, 100)
+    usual, large = (make_ask(make_caller(organization), weight=weight) for weight in (1, 10))
+    assert read_wait_s(await refused(usual)) == pytest.approx(30, rel=0.2)
+    # while its two jobs are served, a tenth of theirs is due to the others, and the one that is under way
+    assert read_wait_s(await refused(large)) == pytest.approx(21, rel=0.2)
+
+
 async def test_a_model_that_stands_still_gets_slower(client: Redis) -> None:
     organization = await stage(max_wait_s=20)
     fill(client, 3, organization.public_id, tokens=400)
