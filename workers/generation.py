@@ -39,13 +39,13 @@ class Generation:
         self._ends: dict[int, Ended] = {}
 
     def make_sequence(self) -> Sequence:
-        """Return the first choice, with the others as its forks."""
+        """Return the first choice, with the others as its forks. Raises: ValueError for a grammar that cannot be followed."""
         first, *forks = (self._make_choice(index) for index in range(self._job.sampling.n))
         first.add_forks(forks)
         return first
 
     def _make_choice(self, index: int) -> Sequence:
-        job, sampling = self._job, self._job.sampling
+        job, sampling, grammar = self._job, self._job.sampling, self._job.sampling.grammar
         detokenizer = Detokenizer(self._vocabulary.tokenizer, sampling.stop, sampling.keep_control_tokens)
         return Sequence(
             job_id=job.job_id,
@@ -58,6 +58,7 @@ class Generation:
             on_output=lambda output: self._take(index, output, detokenizer.stopped_by),
             prefix_scope=job.prefix_scope,
             rng=make_rng(sampling.seed, index),
+            matcher=None if grammar is None else self._vocabulary.grammars.make_matcher(grammar.kind, grammar.source),
         )
 
     def _take(self, index: int, output: Output, stopped_by: str | None) -> None:

@@ -115,7 +115,9 @@ class Serving:
         started = time.monotonic()
         name = manifest.name
         if manifest.kind == "generate":
-            self._vocabularies[name] = Vocabulary(Tokenizer.from_file(str(directory / TOKENIZER_FILE)))
+            self._vocabularies[name] = Vocabulary(
+                Tokenizer.from_file(str(directory / TOKENIZER_FILE)), manifest.vocab_size, manifest.eos_token_ids
+            )
             engine = open_engine(directory, manifest, self.providers)
             engine.start(f"engine-{name}")
             self._engines[name] = engine

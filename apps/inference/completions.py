@@ -10,10 +10,10 @@ from django.conf import settings
 from aiscale.errors import AiscaleError, Code
 from aiscale.observability import FIRST_TOKEN_SECONDS
 from aiscale.wire.events import Delta, Event, Finished
-from aiscale.wire.jobs import BillingTag, EncodeJob, GenerateJob, Sampling
+from aiscale.wire.jobs import BillingTag, EncodeJob, GenerateJob, Grammar, Sampling
 from apps.accounts import callers
 from apps.accounts.callers import Caller, PlanLimits
-from apps.inference import catalog, lanes, prompts, queue
+from apps.inference import catalog, grammars, lanes, prompts, queue
 from apps.inference.catalog import CatalogModel
 from apps.inference.prompts import ChatMessage
 from apps.inference.waiting import Wait
@@ -46,6 +46,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     n: int = 1
     top_logprobs: int | None = None
+    grammar: Grammar | None = None
     keep_log: bool = False
     job_id: str | None = None
 
@@ -133,6 +134,8 @@ async def start_local(request: CompletionRequest, caller: Caller, model: Catalog
     param = "messages" if request.prompt_token_ids is None else "prompt"
     max_tokens = choose_max_tokens(request.max_tokens, len(prompt), model, plan, param=param)
     sampling = make_sampling(request, model, max_tokens)
+    if request.grammar is not None:
+        await grammars.check(request.grammar)
     job_id = request.job_id or lanes.name_job(request.request_id)
     now_ms = time.time_ns() // 1_000_000
     deadline_at_ms = now_ms + settings.ENV.request_deadline_s * 1000
@@ -199,6 +202,7 @@ def make_sampling(request: CompletionRequest, model: CatalogModel, max_tokens: i
         seed=request.seed,
         n=request.n,
         top_logprobs=request.top_logprobs,
+        grammar=request.grammar,
     )
 
 

@@ -2,8 +2,8 @@
 
 Owns:        the model's session, its KV cache and the threads that use them
 Enter at:    engine.Engine.submit, engine.Engine.abort, encoding.EncoderThread.submit
-May import:  numpy, tokenizers; onnxruntime in runner_onnx, encoder, sessions, kv_buffers and providers alone
+May import:  numpy, tokenizers, llguidance in grammar alone; onnxruntime in runner_onnx, encoder, sessions, kv_buffers and providers alone
 Invariant:   every submitted sequence gets exactly one end; a slot is held by at most one sequence
-Hot path:    one prefill chunk and one decode call for each step
+Hot path:    one call for prompts' chunks and one that decodes, for each step
 If it fails: a sequence that cannot be computed ends alone; a runner that fails ends all that run, by name
 """

@@ -5,6 +5,8 @@ from functools import cached_property
 
 from tokenizers import Tokenizer
 
+from workers.engine.grammar import Grammars
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -22,8 +24,14 @@ _ALPHABET = _byte_alphabet()
 class Vocabulary:
     """Look tokens of one tokenizer up."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int = 0, eos_token_ids: tuple[int, ...] = ()) -> None:
         self.tokenizer = tokenizer
+        self._vocab_size, self._eos_token_ids = vocab_size, eos_token_ids
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Made at the first request that asks for a grammar."""
+        return Grammars(self.tokenizer, self._vocab_size or self.tokenizer.get_vocab_size(), self._eos_token_ids)
 
     @cached_property
     def _added(self) -> dict[int, str]:

@@ -22,6 +22,14 @@ def say(**message: Any) -> dict[str, Any]:
     return chat(messages=[{"role": "user", "content": "x"} | message])
 
 
+def schema(value: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": value}}
+
+
+def nest(depth: int) -> dict[str, Any]:
+    return {"type": "array", "items": nest(depth - 1)} if depth else {"type": "string"}
+
+
 BAD_CHATS: list[tuple[Any, int, str, str | None]] = [
     (chat(model="gpt-4"), 404, "model_not_found", "model"),
     (chat(model=EMBED), 400, "invalid_request", "model"),
@@ -75,7 +83,14 @@ BAD_CHATS: list[tuple[Any, int, str, str | None]] = [
     (chat(logprobs=True, top_logprobs=21), 400, "invalid_request", "top_logprobs"),
     (chat(logprobs=3), 400, "invalid_request", "logprobs"),
     (chat(tools=[{"type": "function"}]), 400, "unsupported_parameter", "tools"),
-    (chat(response_format={"type": "json_object"}), 400, "unsupported_parameter", "response_format"),
+    (chat(response_format={"type": "xml"}), 400, "invalid_request", "response_format"),
+    (chat(response_format={"type": "json_schema"}), 400, "invalid_request", "response_format"),
+    (chat(response_format=schema({"type": "nonsense"})), 400, "invalid_request", "response_format"),
+    (chat(response_format=schema({"not": {"type": "string"}})), 400, "invalid_request", "response_format"),
+    (chat(response_format=schema({"$ref": "http://example.com/x"})), 400, "invalid_request", "response_format"),
+    (chat(response_format=schema({"type": "string", "pattern": "("})), 400, "invalid_request", "response_format"),
+    (chat(response_format=schema({"enum": ["x" * 70_000]})), 400, "invalid_request", "response_format"),
+    (chat(response_format=schema(nest(40))), 400, "invalid_request", "response_format"),
     (chat(temprature=1), 400, "invalid_request", "temprature"),
 ]
 

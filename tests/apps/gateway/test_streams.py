@@ -1,6 +1,7 @@
 """Streams with a real worker: their shape, what ends them, and what a client that leaves brings about."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -171,3 +172,19 @@ async def test_a_revoked_key_ends_what_it_streams(cast: Cast) -> None:
     [refusal] = [event["error"] for event in events if "error" in event]
     assert refusal["code"] == "killed" and "key was revoked" in refusal["message"]
     assert len(events) < 1000, "it would go on for 2000 tokens"
+
+
+async def test_an_answer_in_json_of_a_schema(cast: Cast) -> None:
+    """The fake runner says one token after the other; the grammar leaves it nothing but the schema."""
+    wanted = {
+        "type": "object",
+        "properties": {"ok": {"enum": ["yes"]}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": wanted, "strict": True}}
+    answer = await ask(cast, response_format=form, max_tokens=60).read_json()
+    choice = answer["choices"][0]
+    assert (json.loads(choice["message"]["content"]), choice["finish_reason"]) == ({"ok": "yes"}, "stop")
+    free = await ask(cast, response_format={"type": "json_object"}, max_tokens=4).read_json()
+    assert free["choices"][0]["message"]["content"].startswith("{")
