@@ -5,9 +5,8 @@ from typing import Any
 import msgspec
 
 from aiscale.errors import AiscaleError, Code
-from aiscale.wire.jobs import Grammar
 from apps.gateway import parameters
-from apps.inference import grammars
+from apps.gateway.formats import read_format
 from apps.inference.completions import CompletionRequest
 from apps.inference.prompts import ChatMessage
 
@@ -121,27 +120,8 @@ def read_chat(body: bytes, request_id: str) -> tuple[ChatBody, CompletionRequest
         seed=chat.seed,
         n=chat.n,
         top_logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
-        grammar=_read_format(chat.response_format),
+        grammar=read_format(chat.response_format),
     )
-
-
-def _read_format(value: dict[str, Any] | None) -> Grammar | None:
-    if value is None:
-        return None
-    kind = value.get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return grammars.make_json_grammar({"type": "object"})
-    if kind == "json_schema":
-        described = value.get("json_schema")
-        schema = described.get("schema") if isinstance(described, dict) else None
-        if isinstance(schema, dict):
-            return grammars.make_json_grammar(schema)
-        reason = "json_schema.schema must be a JSON schema, an object"
-    else:
-        reason = "type must be text, json_object or json_schema"
-    raise AiscaleError(Code.INVALID_REQUEST, f"Invalid response_format: {reason}.", param="response_format")
 
 
 def _check_ranges(chat: ChatBody) -> None:

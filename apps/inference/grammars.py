@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire.jobs import Grammar
@@ -13,6 +13,7 @@ from aiscale.wire.jobs import Grammar
 MAX_SCHEMA_BYTES = 64 << 10
 MAX_SCHEMA_DEPTH = 32
 CHECK_TIMEOUT_S = 5.0
+MAX_PROBLEM = 300
 
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One way to write white space: small models wander off into it where they may."""
@@ -26,6 +27,17 @@ def make_json_grammar(schema: dict[str, Any]) -> Grammar:
     if len(source) > MAX_SCHEMA_BYTES:
         raise _refuse(f"it is larger than {MAX_SCHEMA_BYTES >> 10} KiB")
     return Grammar(kind="json_schema", source=source)
+
+
+def describe(grammar: Grammar) -> dict[str, Any]:
+    """Return the ``response_format`` that says the same to another server. Raises: ValueError for a grammar that is no JSON schema."""
+    if grammar.kind != "json_schema":
+        raise ValueError(f"there is no response_format for a grammar of kind {grammar.kind}")
+    schema = json.loads(grammar.source)
+    schema.pop("x-guidance")
+    if schema == {"type": "object"}:
+        return {"type": "json_object"}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
 async def check(grammar: Grammar) -> None:
@@ -43,9 +55,21 @@ async def check(grammar: Grammar) -> None:
 def _find_problem(kind: str, source: str) -> str:
     make = LLMatcher.grammar_from_json_schema if kind == "json_schema" else LLMatcher.grammar_from_lark
     try:
-        return str(LLMatcher.validate_grammar(make(source)))[:300]
+        grammar = make(source)
+        if problem := str(LLMatcher.validate_grammar(grammar)):
+            return problem[:MAX_PROBLEM]
+        matcher = LLMatcher(_bytes(), grammar, log_level=0)
+        matcher.compute_bitmask()
     except ValueError as error:
-        return str(error)[:300]
+        return str(error)[:MAX_PROBLEM]
+    # a schema that refers to itself alone is read without complaint, and begins with nothing
+    return "no answer could begin as it asks" if matcher.is_error() else ""
+
+
+@cache
+def _bytes() -> LLTokenizer:
+    """Return the smallest tokenizer: whether an answer can begin does not hang on the words it is made of."""
+    return LLTokenizer("byte")
 
 
 def _depth(value: Any) -> int:
@@ -63,6 +87,6 @@ def _depth(value: Any) -> int:
 def _refuse(problem: str) -> AiscaleError:
     return AiscaleError(
         Code.INVALID_REQUEST,
-        f"The schema of response_format cannot be followed: {problem.strip().rstrip('.')}.",
+        f"The schema of response_format cannot be followed: {' '.join(problem.split()).rstrip('.')}.",
         param="response_format",
     )

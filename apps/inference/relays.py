@@ -20,7 +20,7 @@ from aiscale.wire.jobs import GenerateJob, Sampling
 from aiscale.wire.scripts import finish_arguments
 from apps.accounts import callers
 from apps.accounts.callers import Caller
-from apps.inference import catalog, completions, lanes, prompts, queue
+from apps.inference import catalog, completions, grammars, lanes, prompts, queue
 from apps.inference.catalog import CatalogModel, UpstreamRoute
 from apps.inference.completions import CompletionRequest, Run
 from apps.inference.prompts import ChatMessage
@@ -104,6 +104,8 @@ def _check(request: CompletionRequest, model: CatalogModel) -> None:
         what, param = "go on from a text", "prompt"
     elif request.top_logprobs is not None:
         what, param = "tell logprobs", "logprobs"
+    elif request.grammar is not None and request.grammar.kind != "json_schema":
+        what, param = "keep to this grammar", "response_format"
     else:
         return
     message = f"The model {model.slug!r} is served by another service and cannot {what}. Choose another model."
@@ -147,6 +149,7 @@ def make_body(request: CompletionRequest, route: UpstreamRoute, max_tokens: int)
         "top_k": (request.top_k, 0),
         "min_p": (request.min_p, 0.0),
         "repetition_penalty": (request.repetition_penalty, 1.0),
+        "response_format": (None if request.grammar is None else grammars.describe(request.grammar), None),
         "logit_bias": ({str(token): value for token, value in request.logit_bias.items()}, {}),
     }
     return body | {name: value for name, (value, default) in optional.items() if value != default}

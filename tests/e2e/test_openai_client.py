@@ -1,12 +1,14 @@
 """The official OpenAI client, unchanged, against the running stack and its real models."""
 
 import base64
+from typing import Any, Literal
 
 import httpx
 import numpy as np
 import openai
 import pytest
 from openai import OpenAI
+from pydantic import BaseModel, Field
 
 from tests.e2e.conftest import CHAT_MODEL, EMBED_MODEL, Stack
 
@@ -135,3 +137,26 @@ def test_a_spent_rate_is_a_rate_limit_error(healthy: Stack) -> None:
     assert headers["x-ratelimit-limit-requests"] == "20" and headers["x-ratelimit-remaining-requests"] == "0"
     assert int(headers["retry-after"]) >= 1
     assert "upgrade" in refused.value.message.lower()
+
+
+class Place(BaseModel):
+    city: str = Field(max_length=20)
+    floors: int = Field(ge=1, le=9)
+
+
+class Visit(BaseModel):
+    who: str = Field(max_length=20)
+    place: Place
+    days: list[Literal["monday", "friday"]] = Field(min_length=1, max_length=2)
+
+
+def test_answers_are_objects_of_the_callers_class(client: OpenAI) -> None:
+    question: list[Any] = [{"role": "user", "content": "Ada visits London on Friday. Answer in JSON."}]
+    parsed = client.chat.completions.parse(
+        model=CHAT_MODEL, messages=question, response_format=Visit, temperature=0, max_tokens=120
+    )
+    assert isinstance(parsed.choices[0].message.parsed, Visit)
+    response = client.responses.parse(
+        model=CHAT_MODEL, input=question, text_format=Visit, max_output_tokens=120, temperature=0
+    )
+    assert response.output_parsed == parsed.choices[0].message.parsed

@@ -7,6 +7,7 @@ from aiscale.wire.events import Delta, Finished
 from apps.accounts.callers import Caller, on_thread
 from apps.gateway import parameters
 from apps.gateway.exchange import Exchange
+from apps.gateway.formats import read_format
 from apps.gateway.responses import objects, storage
 from apps.gateway.responses.schema import ResponseBody, read_response
 from apps.gateway.streaming import COMMENT, check_end, read_whole, with_silences
@@ -14,12 +15,14 @@ from apps.inference import completions
 from apps.inference.completions import CompletionRequest, Run
 from apps.inference.prompts import ChatMessage
 
-NAMES = {"messages": "input", "max_tokens": "max_output_tokens"}
+NAMES = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
 
 
 async def answer_creation(exchange: Exchange, caller: Caller, body: bytes) -> None:
     """Make a response: whole, streamed, or in the background. Raises: AiscaleError before the first byte."""
     wanted, said = read_response(body)
+    with parameters.renamed(NAMES):
+        grammar = read_format(wanted.text.format, described_in=None)
     before = await _read_before(wanted, caller)
     system = [ChatMessage(role="system", content=wanted.instructions)] if wanted.instructions else []
     request = CompletionRequest(
@@ -30,6 +33,7 @@ async def answer_creation(exchange: Exchange, caller: Caller, body: bytes) -> No
         max_tokens=wanted.max_output_tokens,
         temperature=wanted.temperature,
         top_p=wanted.top_p,
+        grammar=grammar,
         # the log outlives this process: what becomes of a stored response can always be found out
         keep_log=wanted.store,
     )

@@ -31,7 +31,7 @@ def make_head(wanted: ResponseBody, run: Run, response_id: str) -> dict[str, Any
         "service_tier": "default",
         "store": wanted.store,
         "temperature": wanted.temperature,
-        "text": {"format": {"type": "text"}},
+        "text": {"format": wanted.text.format},
         "tool_choice": "auto",
         "tools": [],
         "top_logprobs": 0,

@@ -32,7 +32,6 @@ DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "max_tool_calls": (),
     "prompt": (),
     "reasoning": ({},),
-    "text": ({}, {"format": {"type": "text"}}, {"format": {"type": "text"}, "verbosity": "medium"}),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (0,),
@@ -46,6 +45,13 @@ _TEXT_PARTS = ("input_text", "output_text", "text")
 
 class ResponseStreamOptions(msgspec.Struct, kw_only=True):
     include_obfuscation: bool = False
+
+
+class TextSettings(msgspec.Struct, kw_only=True):
+    """What the text is to look like. ``verbosity`` medium is the only one there is."""
+
+    format: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "text"})
+    verbosity: Literal["medium"] = "medium"
 
 
 class Item(msgspec.Struct, kw_only=True):
@@ -71,6 +77,7 @@ class ResponseBody(msgspec.Struct, kw_only=True):
     background: bool = False
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
+    text: TextSettings = msgspec.field(default_factory=TextSettings)
 
 
 def read_response(body: bytes) -> tuple[ResponseBody, list[ChatMessage]]:

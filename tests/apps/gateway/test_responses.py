@@ -1,6 +1,7 @@
 """The Responses API with a real worker: made, streamed, kept, gone on from, in the background, cancelled, deleted."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -47,6 +48,23 @@ async def test_a_response_is_made_kept_and_deleted(cast: Cast) -> None:
     )
     status, gone = await fetch(cast, made["id"])
     assert (status, gone["error"]["code"]) == (404, "not_found")
+
+
+async def test_a_response_in_json_of_a_schema(cast: Cast) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"enum": ["yes"]}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "name": "x", "schema": schema, "strict": True}
+    made = await ask(cast, text={"format": form}, max_output_tokens=60).read_json()
+    assert (made["status"], made["text"]) == ("completed", {"format": form})
+    assert json.loads(made["output"][0]["content"][0]["text"]) == {"ok": "yes"}
+    body = await ask(cast, text={"format": form}, max_output_tokens=60, stream=True).read()
+    events = [json.loads(event.partition("\ndata: ")[2]) for event in body.decode().split("\n\n") if event]
+    pieces = [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
+    assert json.loads("".join(pieces)) == {"ok": "yes"}
 
 
 async def test_what_is_not_to_be_stored_is_not(cast: Cast) -> None:
@@ -175,7 +193,10 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"max_output_tokens": 0}, "invalid_request", "max_output_tokens"),
     ({"max_output_tokens": 5000}, "invalid_request", "max_output_tokens"),
     ({"tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools"),
-    ({"text": {"format": {"type": "json_object"}}}, "unsupported_parameter", "text"),
+    ({"text": {"format": {"type": "xml"}}}, "invalid_request", "text.format"),
+    ({"text": {"format": {"type": "json_schema", "schema": 3}}}, "invalid_request", "text.format"),
+    ({"text": {"format": {"type": "json_schema", "schema": {"enum": []}}}}, "invalid_request", "text.format"),
+    ({"text": {"verbosity": "high"}}, "invalid_request", "text.verbosity"),
     ({"reasoning": {"effort": "high"}}, "unsupported_parameter", "reasoning"),
     ({"truncation": "auto"}, "unsupported_parameter", "truncation"),
     ({"conversation": "conv_1"}, "unsupported_parameter", "conversation"),

@@ -140,6 +140,15 @@ async def test_a_second_aiscale_answers(cast: Cast, second: int, worker: None, s
     assert done == "DONE" and chunks[-1]["usage"]["completion_tokens"] == 5
     text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
     assert text == local["choices"][0]["message"]["content"]
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"enum": ["yes"]}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    answer = await ask(cast, response_format=form, max_tokens=60).read_json()
+    assert json.loads(answer["choices"][0]["message"]["content"]) == {"ok": "yes"}
     # what the upstream says of a request is passed on; what it cannot do is refused by name
     assert (await ask(cast, n=99).read_json())["error"]["code"] == "invalid_request"
     assert (await ask(cast, logprobs=True).read_json())["error"]["param"] == "logprobs"
