@@ -6,7 +6,7 @@ from allauth.account.models import EmailAddress
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
-from django.contrib.auth.models import Group
+from django.contrib.auth.models import Group, Permission
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
@@ -26,6 +26,26 @@ from apps.accounts.organizations import ensure_personal_organization
 admin.site.unregister([Group, EmailAddress])
 
 
+@admin.register(Permission)
+class PermissionAdmin(ModelAdmin):  # type: ignore[misc]
+    """Let permissions be found by name where a user's are chosen; it is on no list."""
+
+    search_fields = ["name", "codename", "content_type__app_label"]
+    ordering = ["content_type__app_label", "content_type__model", "codename"]
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Permission | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Permission | None = None) -> bool:
+        return False
+
+
 class CreationForm(UserCreationForm):  # type: ignore[misc]
     class Meta:
         model = User
@@ -43,7 +63,8 @@ class UserAdmin(RecordsMembers, Audited, DjangoUserAdmin, ModelAdmin):  # type: 
     list_filter = ["is_active", "is_staff", "is_superuser"]
     search_fields = ["email", "=public_id", "first_name", "last_name"]
     readonly_fields = ["public_id", "password_page", "last_login", "date_joined"]
-    filter_horizontal = ["user_permissions"]
+    filter_horizontal = ()
+    autocomplete_fields = ["user_permissions"]
     fieldsets = [
         (None, {"fields": ["email", "public_id", "password_page"]}),
         ("Person", {"fields": ["first_name", "last_name", "date_joined", "last_login"]}),

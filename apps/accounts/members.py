@@ -120,7 +120,13 @@ def _record(action: str, member: Membership, by: audit.Actor, **details: object)
     )
 
 
+def is_last_owner(member: Membership) -> bool:
+    """Tell whether the organization would be without an owner. I/O: one SQL statement for an owner."""
+    if member.role != Role.OWNER:
+        return False
+    return not member.organization.memberships.filter(role=Role.OWNER).exclude(pk=member.pk).exists()
+
+
 def _check_other_owner(member: Membership, advice: str) -> None:
-    others = member.organization.memberships.filter(role=Role.OWNER).exclude(pk=member.pk)
-    if not others.exists():
+    if is_last_owner(member):
         raise AiscaleError(Code.LAST_OWNER, f"An organization needs an owner, and this is the only one. {advice}")

@@ -25,7 +25,7 @@ MEMBERS_PAGE = 50
 View = Callable[..., HttpResponse]
 
 
-def for_members(right: Right, back: str = "members") -> Callable[[View], View]:
+def for_members(right: Right, back: str = "accounts:members") -> Callable[[View], View]:
     """Call the view with the caller's place in the organization. 404 for who has none, 403 for whose role may not; other refusals are
     shown on the page ``back``."""
 
@@ -47,7 +47,7 @@ def for_members(right: Right, back: str = "members") -> Callable[[View], View]:
                 if refusal.code is Code.PERMISSION_DENIED:
                     raise PermissionDenied(refusal.message) from refusal
                 messages.error(request, refusal.message)
-                return redirect(f"accounts:{back}", organization_id)
+                return redirect(back, organization_id)
 
         return check
 
@@ -96,7 +96,7 @@ def switch(request: HttpRequest, place: Membership) -> HttpResponse:
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
-@for_members(Right.SEE_ORGANIZATION, back="organization")
+@for_members(Right.SEE_ORGANIZATION, back="accounts:organization")
 def show_organization(request: HttpRequest, place: Membership) -> HttpResponse:
     """Show what the organization is called and may spend; rename it on POST."""
     if request.method == "POST":
@@ -105,7 +105,7 @@ def show_organization(request: HttpRequest, place: Membership) -> HttpResponse:
         )
         messages.success(request, "The organization has its new name.")
         return redirect("accounts:organization", place.organization.public_id)
-    return render(request, "accounts/organization.html", _describe(place))
+    return render(request, "accounts/organization.html", describe_place(place))
 
 
 @require_http_methods(["GET", "HEAD"])
@@ -118,7 +118,7 @@ def show_members(request: HttpRequest, place: Membership) -> HttpResponse:
         found = found.filter(user__email__icontains=query)
     page = Paginator(found, MEMBERS_PAGE).get_page(request.GET.get("page"))
     return render(
-        request, "accounts/members.html", {"page": page, "query": query, **_describe(place), **_invited(place)}
+        request, "accounts/members.html", {"page": page, "query": query, **describe_place(place), **_invited(place)}
     )
 
 
@@ -177,7 +177,7 @@ def remove_member(request: HttpRequest, place: Membership, member_id: str) -> Ht
         )
         return _to_members(place)
     roles.check_grant(place.role, member.role, "remove an owner")
-    return render(request, "accounts/remove_member.html", _describe(place) | _leaving(member))
+    return render(request, "accounts/remove_member.html", describe_place(place) | _leaving(member))
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -189,7 +189,7 @@ def transfer(request: HttpRequest, place: Membership, member_id: str) -> HttpRes
         members.transfer(_user(request), place.organization, member_id, actor=audit.by_request(request))
         messages.success(request, f"{member.user.email} owns {place.organization.name} now, and you are an admin.")
         return _to_members(place)
-    return render(request, "accounts/transfer.html", _describe(place) | {"member": member})
+    return render(request, "accounts/transfer.html", describe_place(place) | {"member": member})
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -200,7 +200,8 @@ def leave(request: HttpRequest, place: Membership) -> HttpResponse:
         members.leave(_user(request), place.organization, actor=audit.by_request(request))
         messages.success(request, f"You left {place.organization.name}.")
         return redirect("accounts:organizations")
-    return render(request, "accounts/leave.html", _describe(place) | _leaving(place))
+    context = describe_place(place) | _leaving(place) | {"is_last_owner": members.is_last_owner(place)}
+    return render(request, "accounts/leave.html", context)
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -218,7 +219,7 @@ def delete(request: HttpRequest, place: Membership) -> HttpResponse:
         "member_count": organization.memberships.count(),
         "key_count": organization.api_keys.filter(revoked_at=None).count(),
     }
-    return render(request, "accounts/delete_organization.html", _describe(place) | counts | {"error": error})
+    return render(request, "accounts/delete_organization.html", describe_place(place) | counts | {"error": error})
 
 
 def _user(request: HttpRequest) -> User:
@@ -226,7 +227,7 @@ def _user(request: HttpRequest) -> User:
     return request.user
 
 
-def _describe(place: Membership) -> dict[str, Any]:
+def describe_place(place: Membership) -> dict[str, Any]:
     """Say what the templates ask of the caller's place: each right as ``can.<right>``."""
     return {
         "place": place,

@@ -26,6 +26,7 @@ class Right(StrEnum):
     CHANGE_ROLES = "change roles"
     REMOVE_MEMBERS = "remove people"
     RENAME = "rename this organization"
+    MANAGE_WEBHOOKS = "manage this organization's webhooks"
     REQUEST_PLAN = "ask for another plan or budget"
     TRANSFER = "hand this organization over"
     DELETE = "delete this organization"
@@ -44,6 +45,7 @@ _WRITTEN = {
     Right.CHANGE_ROLES: "owner admin",
     Right.REMOVE_MEMBERS: "owner admin",
     Right.RENAME: "owner admin",
+    Right.MANAGE_WEBHOOKS: "owner admin",
     Right.REQUEST_PLAN: "owner billing",
     Right.TRANSFER: "owner",
     Right.DELETE: "owner",
@@ -54,7 +56,7 @@ TABLE: dict[Right, frozenset[Role]] = {
 
 DESCRIPTIONS: dict[Role, str] = {
     Role.OWNER: "Does everything, also hand the organization over or delete it.",
-    Role.ADMIN: "Manages people and all keys; sees everybody's usage.",
+    Role.ADMIN: "Manages people, all keys and webhooks; sees everybody's usage.",
     Role.MEMBER: "Chats and makes keys of their own; sees their own usage.",
     Role.BILLING: "Sees usage and costs, and asks for plans and budgets; does not chat and makes no keys.",
 }

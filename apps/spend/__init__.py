@@ -5,7 +5,7 @@ Owns:        tables UsageRecord, LedgerTransaction, LedgerEntry, Correction, Pri
              FINISHED_DEAD, EPOCH, RECOVERING and SETTLEMENT_PRESENCE
 Enter at:    admission.admit, admission.release, pricing.cost_nanousd, killswitch.trip, release and restore, settlement.run,
              usage.month_summary, corrections.give_credit, adjust and refund, prices.map_current and change, rerating.order,
-             statements.build, alerts.deliver_due
+             statements.build, alerts.deliver_due, endpoints.add, rotate and delete
 May import:  apps.accounts, aiscale.redis, db, wire, errors, observability
 Invariant:   spent + held of no budget passes its limit at admission; each job is charged once; the ledger's sums are zero and its
              rows are never changed; a refusal leaves every counter as it was

@@ -5,13 +5,13 @@ from typing import Any
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.utils import timezone
+from django.utils.html import format_html
 from unfold.admin import ModelAdmin, TabularInline
 
 from aiscale import sealing
 from aiscale.db import format_usd
 from apps.accounts import audit
-from apps.spend import webhooks
+from apps.spend import alerts, webhooks
 from apps.spend.alert_models import AlertDelivery, WebhookEndpoint
 from apps.spend.ledger_admin import ReadOnly
 from apps.spend.models import SpendAlert
@@ -19,8 +19,21 @@ from apps.spend.models import SpendAlert
 
 class DeliveryInline(ReadOnly, TabularInline):  # type: ignore[misc]
     model = AlertDelivery
-    fields = readonly_fields = ["email", "endpoint", "attempts", "due_at", "delivered_at", "error"]
+    fields = readonly_fields = ["to", "outcome"]
     extra = 0
+    hide_title = True
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[AlertDelivery]:
+        queryset: QuerySet[AlertDelivery] = super().get_queryset(request)
+        return queryset.select_related("endpoint")
+
+    @admin.display(description="to")
+    def to(self, delivery: AlertDelivery) -> str:
+        return format_html('<span class="break-words">{}</span>', delivery.email or delivery.endpoint)
+
+    @admin.display(description="outcome")
+    def outcome(self, delivery: AlertDelivery) -> str:
+        return delivery.describe()
 
 
 @admin.register(SpendAlert)
@@ -30,13 +43,16 @@ class SpendAlertAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     search_fields = ["=scope", "=budget_id"]
     date_hierarchy = "created_at"
     ordering = ["-created_at"]
-    exclude = ["spent_nanousd", "limit_nanousd"]
-    readonly_fields = ["spent"]
+    fields = readonly_fields = ["summary", "scope", "period", "period_start", "threshold", "spent", "created_at"]
     inlines = [DeliveryInline]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[SpendAlert]:
         queryset: QuerySet[SpendAlert] = super().get_queryset(request)
         return queryset.prefetch_related("deliveries")
+
+    @admin.display(description="what happened")
+    def summary(self, alert: SpendAlert) -> str:
+        return alerts.summarize(alert)
 
     @admin.display(description="spent", ordering="spent_nanousd")
     def spent(self, alert: SpendAlert) -> str:
@@ -79,15 +95,25 @@ class WebhookEndpointAdmin(ModelAdmin):  # type: ignore[misc]
         if secret:
             messages.warning(request, f"The endpoint's signing secret, shown only now: {secret}")
 
+    def delete_model(self, request: HttpRequest, obj: WebhookEndpoint) -> None:
+        audit.record(
+            "webhook.delete",
+            target=f"webhook:{obj.public_id}",
+            by=audit.by_request(request),
+            organization_id=obj.organization.public_id if obj.organization else "",
+            details={"url": obj.url},
+        )
+        super().delete_model(request, obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[WebhookEndpoint]) -> None:
+        for endpoint in queryset.select_related("organization"):
+            self.delete_model(request, endpoint)
+
     @admin.action(description="Send a test message")
     def send_test(self, request: HttpRequest, queryset: QuerySet[WebhookEndpoint]) -> None:
         for endpoint in queryset.select_related("organization"):
-            now = timezone.now()
-            try:
-                webhooks.send(
-                    endpoint, f"msg_test_{now:%Y%m%d%H%M%S}", {"type": "test", "timestamp": now.isoformat(), "data": {}}
-                )
-            except webhooks.NotDelivered as error:
+            error = webhooks.send_test(endpoint)
+            if error:
                 messages.error(request, f"{endpoint.url}: {error}.")
             else:
                 messages.success(request, f"{endpoint.url} took the test message.")

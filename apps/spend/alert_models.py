@@ -1,5 +1,6 @@
 """Keep where alerts go, and which of them have arrived."""
 
+from django.contrib.humanize.templatetags.humanize import ordinal
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
@@ -15,8 +16,15 @@ class WebhookEndpoint(Row):
     organization = models.ForeignKey(
         "accounts.Organization", on_delete=models.CASCADE, null=True, blank=True, related_name="webhook_endpoints"
     )
-    url = models.URLField(max_length=500)
+    url = models.URLField(
+        "URL",
+        max_length=500,
+        help_text="It is told by POST, signed as Standard Webhooks are. An organization's may not be a private address.",
+    )
     sealed_secret = models.TextField(editable=False)
+    sealed_old_secret = models.TextField(blank=True, db_default="", default="", editable=False)
+    """The one before, which signs too until ``old_secret_until``: nobody misses a message while they change it."""
+    old_secret_until = models.DateTimeField(null=True, blank=True, editable=False)
     is_active = models.BooleanField(default=True)
     last_result = models.CharField(max_length=200, blank=True, editable=False)
     last_tried_at = models.DateTimeField(null=True, blank=True, editable=False)
@@ -49,3 +57,16 @@ class AlertDelivery(models.Model):
 
     def __str__(self) -> str:
         return f"{self.alert} to {self.email or self.endpoint}"
+
+    def describe(self) -> str:
+        """Say what became of it."""
+        if self.delivered_at is not None:
+            return f"arrived {self.delivered_at:%Y-%m-%d %H:%M} UTC" + (
+                f" at the {ordinal(self.attempts)} try" if self.attempts > 1 else ""
+            )
+        if not self.attempts:
+            return "about to be sent"
+        if self.due_at is None:
+            return f"given up: {self.error}"
+        tries = "once" if self.attempts == 1 else f"{self.attempts} times, last"
+        return f"tried {tries}: {self.error}; again {self.due_at:%Y-%m-%d %H:%M} UTC"

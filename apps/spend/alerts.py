@@ -154,7 +154,7 @@ def _send(delivery: AlertDelivery) -> bool:
 
 
 def _send_webhook(delivery: AlertDelivery, endpoint: WebhookEndpoint) -> None:
-    result = "delivered"
+    result = webhooks.DELIVERED
     try:
         webhooks.send(endpoint, f"msg_{delivery.alert_id}_{endpoint.public_id}", describe(delivery.alert))
     except webhooks.NotDelivered as error:

@@ -46,17 +46,26 @@ class KindFilter(admin.SimpleListFilter):
 
 @admin.register(KillSwitch)
 class KillSwitchAdmin(ModelAdmin):  # type: ignore[misc]
-    list_display = ["scope", "in_force", "reason", "until_at", "tripped_by", "tripped_at", "released_by", "released_at"]
+    list_display = ["scope", "in_force", "reason", "until_at", "tripped", "ended"]
     list_filter = [InForceFilter, KindFilter]
     search_fields = ["=scope", "reason", "=tripped_by"]
     search_help_text = "The exact scope (such as model:smollm2-135m-instruct), part of a reason, or who tripped it."
     date_hierarchy = "tripped_at"
-    fields = ["public_id", *list_display, "release_reason", "what_happened"]
+    fields = ["public_id", "scope", "in_force", "reason", "until_at", "tripped_by", "tripped_at"]
+    fields += ["released_by", "released_at", "release_reason", "what_happened"]
     readonly_fields = fields
 
     @admin.display(description="in force", boolean=True)
     def in_force(self, switch: KillSwitch) -> bool:
         return switch.is_in_force
+
+    @admin.display(description="tripped", ordering="tripped_at")
+    def tripped(self, switch: KillSwitch) -> str:
+        return f"{switch.tripped_at:%Y-%m-%d %H:%M} by {switch.tripped_by}"
+
+    @admin.display(description="ended", ordering="released_at")
+    def ended(self, switch: KillSwitch) -> str:
+        return f"{switch.released_at:%Y-%m-%d %H:%M} by {switch.released_by}" if switch.released_at else ""
 
     @admin.display(description="audit log")
     def what_happened(self, switch: KillSwitch) -> str:

@@ -1,11 +1,20 @@
-"""Map ``/account/usage/``: the pages of what was used."""
+"""Map ``/account/usage/``, the pages of what was used, and an organization's webhooks."""
 
-from django.urls import path
+from django.urls import include, path
 
-from apps.spend import usage_views
+from apps.spend import usage_views, webhook_views
 
 app_name = "spend"
+
+_webhooks = [
+    path("", webhook_views.show_webhooks, name="webhooks"),
+    path("<str:endpoint_id>/test/", webhook_views.send_test, name="test_webhook"),
+    path("<str:endpoint_id>/secret/", webhook_views.rotate, name="rotate_webhook"),
+    path("<str:endpoint_id>/delete/", webhook_views.delete, name="delete_webhook"),
+]
+
 urlpatterns = [
+    path("organizations/<str:organization_id>/webhooks/", include(_webhooks)),
     path("usage/", usage_views.show_usage, name="usage"),
     path("usage/statement.csv", usage_views.download_statement, name="statement_csv"),
     path("usage/requests.csv", usage_views.download_requests, name="requests_csv"),

@@ -1,8 +1,9 @@
 """Send signed messages to other people's servers, in the form of Standard Webhooks (standardwebhooks.com).
 
 ``webhook-id`` stays the same over all tries, so that a receiver can tell a repetition; ``webhook-signature`` is ``v1,`` and the base64 of
-HMAC-SHA256 over ``<id>.<timestamp>.<body>`` with the endpoint's secret. An organization's endpoint may not have a private address, unless
-AISCALE_UPSTREAMS_PRIVATE allows it: what is checked is what is connected to, and redirects are not followed.
+HMAC-SHA256 over ``<id>.<timestamp>.<body>`` with the endpoint's secret; after that was changed, for a day also with the old one. An
+organization's endpoint may not have a private address, unless AISCALE_UPSTREAMS_PRIVATE allows it: what is checked is what is connected
+to, and redirects are not followed.
 """
 
 import base64
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 from django.conf import settings
+from django.utils import timezone
 
 from aiscale import sealing
 from apps.accounts.models import Organization
@@ -25,6 +27,7 @@ from apps.spend.alert_models import WebhookEndpoint
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - says what it is
 TIMEOUT_S = 10.0
+DELIVERED = "delivered"
 
 
 class NotDelivered(Exception):
@@ -50,12 +53,20 @@ def sign(secret: str, message_id: str, timestamp_s: int, body: bytes) -> str:
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
+def send_test(endpoint: WebhookEndpoint) -> str:
+    """Send a message that says nothing. Returns why it did not arrive, '' when it did. I/O: one SQL statement, as `send`."""
+    now, error = timezone.now(), ""
+    try:
+        send(endpoint, f"msg_test_{now:%Y%m%d%H%M%S%f}", {"type": "test", "timestamp": now.isoformat(), "data": {}})
+    except NotDelivered as refusal:
+        error = str(refusal)[:200]
+    WebhookEndpoint.objects.filter(pk=endpoint.pk).update(last_result=error or DELIVERED, last_tried_at=now)
+    return error
+
+
 def send(endpoint: WebhookEndpoint, message_id: str, value: dict[str, Any]) -> None:
     """Send one message. I/O: a look-up of the name, HTTP of at most ten seconds. Raises: NotDelivered."""
-    try:
-        secret = sealing.unseal(endpoint.sealed_secret)
-    except sealing.CannotUnseal as error:
-        raise NotDelivered("its secret cannot be read: make the endpoint anew") from error
+    held = _list_secrets(endpoint)
     parts = urlsplit(endpoint.url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise NotDelivered("its URL is no http or https address")
@@ -68,7 +79,7 @@ def send(endpoint: WebhookEndpoint, message_id: str, value: dict[str, Any]) -> N
         "user-agent": "aiscale-webhooks",
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp_s),
-        "webhook-signature": sign(secret, message_id, timestamp_s, body),
+        "webhook-signature": " ".join(sign(secret, message_id, timestamp_s, body) for secret in held),
     }
     try:
         with httpx.Client(timeout=TIMEOUT_S, follow_redirects=False, trust_env=False) as client:
@@ -80,6 +91,17 @@ def send(endpoint: WebhookEndpoint, message_id: str, value: dict[str, Any]) -> N
         raise NotDelivered(f"it did not answer ({type(error).__name__})") from error
     if not response.is_success:
         raise NotDelivered(f"it answered {response.status_code}")
+
+
+def _list_secrets(endpoint: WebhookEndpoint) -> list[str]:
+    """Return the secret, and the one before it while that still counts."""
+    sealed = [endpoint.sealed_secret]
+    if endpoint.old_secret_until is not None and endpoint.old_secret_until > timezone.now():
+        sealed.append(endpoint.sealed_old_secret)
+    try:
+        return [sealing.unseal(each) for each in sealed]
+    except sealing.CannotUnseal as error:
+        raise NotDelivered("its secret cannot be read: make a new one") from error
 
 
 def _find_address(host: str, port: int, endpoint: WebhookEndpoint) -> str:

@@ -44,6 +44,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "account/organizations/<organization_id>/delete/"): {"name": "Acme"},
     ("POST", "account/organizations/<organization_id>/members/<member_id>/role/"): {"role": "admin"},
     ("POST", "account/organizations/<organization_id>/invitations/"): {"email": "new@example.com", "role": "member"},
+    ("POST", "account/organizations/<organization_id>/webhooks/"): {"url": "https://example.com/another"},
     ("POST", "account/invitations/<token>/"): {"answer": "join"},
     ("POST", "c/<conversation_id>/rename/"): {"title": "Another"},
     ("POST", "api/v1/organizations"): {"name": "Another"},

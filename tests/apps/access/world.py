@@ -75,7 +75,7 @@ class World:
             completion_nanousd_per_token=1,
             reason="A test",
         )
-        self.endpoint, _ = webhooks.make_endpoint("https://example.com/hook", self.acme)
+        self.endpoint, _ = webhooks.make_endpoint("https://127.0.0.1/hook", self.acme)
         Upstream.objects.create(name="elsewhere", base_url="https://example.com/v1")
 
     def _make_keys(self) -> dict[str, str]:
@@ -103,6 +103,7 @@ class World:
             "file_id": "file_1",
             "response_id": "resp_1",
             "batch_id": "batch_1",
+            "endpoint_id": self.endpoint.public_id,
             "model": CHAT,
         }
 
