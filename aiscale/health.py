@@ -91,4 +91,4 @@ def _check_settlement() -> str:
     client = redis_clients.get_sync()
     if not client.exists(keys.SETTLEMENT_PRESENCE):
         return "settlement does not run"
-    return "the gate opens in a few seconds: Redis is new, or was emptied" if client.exists(keys.RECOVERING) else "ok"
+    return "ok" if client.exists(keys.EPOCH) else "the gate opens in a few seconds: Redis is new, or was emptied"

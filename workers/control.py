@@ -48,7 +48,10 @@ def _beat(serving: Serving) -> None:
 
 
 def beat_once(serving: Serving, orphans: Orphans) -> None:
-    """Push leases ahead, write presence, and obey what the jobs' records say. I/O: two Redis trips. Raises: RedisError, OSError."""
+    """Push leases ahead, write presence, and obey what the jobs' records say. I/O: two Redis trips, one more when Redis was emptied.
+
+    Raises: RedisError, OSError.
+    """
     client = get_redis()
     jobs = [in_hand for in_hand in list(serving.jobs.values()) if not in_hand.ended]
     readers = orphans.list_readers(jobs)
@@ -57,7 +60,9 @@ def beat_once(serving: Serving, orphans: Orphans) -> None:
         pipeline.hmget(keys.job_record(in_hand.job.job_id), "worker", "cancelled", "state")
     for reader in readers:
         pipeline.exists(keys.reader_presence(reader))
-    records = pipeline.execute()
+    pipeline.get(keys.EPOCH)
+    *records, epoch = pipeline.execute()
+    serving.publisher.recent_ends.look(client, epoch)
     gone = orphans.find_gone(readers, [bool(there) for there in records[len(jobs) :]])
     pipeline = client.pipeline(transaction=False)
     now_ms = time.time_ns() // 1_000_000

@@ -19,6 +19,7 @@ from aiscale.wire.events import Delta, Encoded, Event, Finished, FinishReason, S
 from aiscale.wire.jobs import EncodeJob, GenerateJob
 from aiscale.wire.scripts import digest_script, finish_arguments, read_script
 from workers.config import WORKER_ID, get_redis
+from workers.recent_ends import RecentEnds
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Publisher:
         self._changed = threading.Condition()
         self._stopping = False
         self._idle = True
+        self.recent_ends = RecentEnds()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
 
@@ -241,10 +243,13 @@ class Publisher:
         for names, values in calls:
             pipeline.evalsha(digest_script("finish"), len(names), *names, *values)
         answers = pipeline.execute(raise_on_error=False)
-        _finish_again(calls, answers[len(answers) - len(calls) :])
+        ended = _finish_again(calls, answers[len(answers) - len(calls) :])
         for answer in answers:
             if isinstance(answer, RedisError) and not isinstance(answer, NoScriptError):
                 raise answer
+        for (in_hand, end), was_ours in zip(ends, ended, strict=True):
+            if was_ours and in_hand.keep_log:
+                self.recent_ends.add(codec.encode_event(end))
         for in_hand, event in batch:
             in_hand.streamed = in_hand.streamed or isinstance(event, Delta)
 
@@ -253,17 +258,21 @@ def _call_finish(event: Finished, in_hand: JobInHand) -> tuple[list[str], list[s
     return finish_arguments(event, reply_to=in_hand.job.reply_to, keep_log=in_hand.keep_log, by=WORKER_ID)
 
 
-def _finish_again(calls: list[tuple[list[str], list[str | int | bytes]]], answers: list[Any]) -> None:
-    """End those jobs whose script the server did not know: it has just started. The rest of the batch is written already.
+def _finish_again(calls: list[tuple[list[str], list[str | int | bytes]]], answers: list[Any]) -> list[Any]:
+    """End those jobs whose script the server did not know: it has just started. The rest of the batch is written already. Returns what
+    finish.lua said of each.
 
     I/O: one Redis trip, if at all. Raises: RedisError.
     """
-    unknown = [call for call, answer in zip(calls, answers, strict=True) if isinstance(answer, NoScriptError)]
+    unknown = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
     if unknown:
         pipeline: Any = get_redis().pipeline(transaction=True)
-        for names, values in unknown:
+        for index in unknown:
+            names, values = calls[index]
             pipeline.eval(read_script("finish"), len(names), *names, *values)
-        pipeline.execute()
+        for index, answer in zip(unknown, pipeline.execute(), strict=True):
+            answers[index] = answer
+    return answers
 
 
 __all__ = ["JobInHand", "Publisher"]

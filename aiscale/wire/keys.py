@@ -73,14 +73,10 @@ def web_progress(process_id: str) -> str:
 
 WEB_PROGRESS_TTL_S = 86_400
 
-EPOCH = PREFIX + "epoch"
-"""String: random. Written by spend.recovery when there is none: another one than before says that Redis was emptied."""
-
-RECOVERING = PREFIX + "recovering"
-"""String: 1, while the gate stays shut after that. Written by spend.recovery, lives a few seconds."""
-
 REMEMBER_ENDS_S = 30.0
 REMEMBER_ENDS = 20_000
+"""How long, and how many, a process remembers of what ended, for a Redis that forgets it."""
+
 REPLIES_MAXLEN = 50_000
 REPLIES_TTL_S = 120
 
@@ -121,6 +117,14 @@ MODEL_SERVED_TTL_S = 86_400
 
 SETTLEMENT_PRESENCE = PREFIX + "settlement:alive"
 """String: epoch ms. Written by the settlement process every second, lives 5 s."""
+
+EPOCH = PREFIX + "epoch"
+"""String: a name that no other has. Written by spend.recovery alone, once all that this Redis lost is settled; no TTL. While it is missing
+the gate refuses everything: somebody emptied Redis, or it is new. Web processes and workers that see another one say again what ended
+lately."""
+
+RECOVERING = PREFIX + "recovering"
+"""String: epoch ms at which settlement noticed that `EPOCH` is missing. Written by spend.recovery; lives a minute."""
 
 # --- identity, as the gate sees it: written by accounts.mirror alone -----------------------------------------------------------
 

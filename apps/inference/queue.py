@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 REDIS_TIMEOUT_S = 3.0
 WITHDRAW_EVERY_S = FORSAKE_AFTER_S = 1.0
 
+NO_HOLD = -1
+
 _background: set[asyncio.Task[None]] = set()
 
 
@@ -38,6 +40,7 @@ async def enqueue(job: GenerateJob | EncodeJob, priority: int, weight: int = 1) 
         keys.queue_depth(job.model),
         broker_list(job.model),
         keys.QUEUES,
+        keys.holds(f"organization:{job.billing.organization_id}"),
     ]
     values: list[str | int | bytes] = [
         job.job_id,
@@ -54,16 +57,20 @@ async def enqueue(job: GenerateJob | EncodeJob, priority: int, weight: int = 1) 
         weight,
         make_ticket(kind, job.model),
         " ".join(list_in_flight(job)),
+        keys.hold(job.job_id, job.billing.hold_nanousd),
     ]
     try:
         async with asyncio.timeout(REDIS_TIMEOUT_S):
-            await redis_clients.run_script_async("enqueue", names, values)
+            queued = await redis_clients.run_script_async("enqueue", names, values)
     except (*redis_clients.UNAVAILABLE, TimeoutError) as error:
         log.error("a job could not be queued: %s", error, extra={"job_id": job.job_id})
         _keep(asyncio.create_task(_withdraw(job)))
         raise AiscaleError(
             Code.BACKEND_UNAVAILABLE, "The request could not be queued. Try again in a few seconds.", retry_after_s=2
         ) from error
+    if queued == NO_HOLD:
+        log.warning("a job is not queued: its hold is gone", extra={"job_id": job.job_id})
+        raise redis_clients.unavailable()
 
 
 def count_tokens(job: GenerateJob | EncodeJob) -> int:

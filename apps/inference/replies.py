@@ -9,6 +9,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator
+from enum import Enum
 from typing import Any
 
 import msgspec
@@ -27,6 +28,15 @@ CHECK_EVERY_S = 5.0
 """How long a request hears nothing before it looks whether its job is still there."""
 
 
+class Unseen(Enum):
+    """Say that no epoch was looked for yet."""
+
+    UNSEEN = 0
+
+
+UNSEEN = Unseen.UNSEEN
+
+
 class Reader:
     """Read one process's reply stream on one event loop, as long as somebody waits."""
 
@@ -35,7 +45,7 @@ class Reader:
         self._queues: dict[str, asyncio.Queue[Event]] = {}
         self._task: asyncio.Task[None] | None = None
         self._told_at = float("-inf")
-        self._epoch: bytes | None = None
+        self._epoch: bytes | Unseen | None = UNSEEN
         self._ends: deque[tuple[float, bytes]] = deque(maxlen=keys.REMEMBER_ENDS)
 
     def subscribe(self, job_id: str) -> asyncio.Queue[Event]:
@@ -83,15 +93,17 @@ class Reader:
         pipeline.set(keys.reader_presence(self.process_id), 1, ex=keys.READER_PRESENCE_TTL_S)
         pipeline.get(keys.EPOCH)
         *_, epoch = await pipeline.execute()
-        if epoch is not None and epoch != self._epoch:
-            if self._epoch is not None:
+        if epoch != self._epoch:
+            if self._epoch is not UNSEEN:
                 await self._tell_ends_again()
             self._epoch = epoch
         self._told_at = time.monotonic()
 
     async def _tell_ends_again(self) -> None:
-        """Write down again what was delivered lately: Redis was emptied, perhaps before it was charged. I/O: one Redis trip."""
+        """Write down again what was delivered lately: Redis was emptied, perhaps before it was charged. I/O: one Redis trip, if at all."""
         self._forget_ends()
+        if not self._ends:
+            return
         log.warning("Redis was emptied: %d ends are told again", len(self._ends))
         pipeline: Any = redis_clients.get_async().pipeline(transaction=False)
         for _, data in self._ends:

@@ -146,6 +146,7 @@ async def run_gate(client: aioredis.Redis, ask: Ask, *, plan: str, now_ms: int, 
         keys.in_flight(of_key) if of_key else "",
         keys.queue_depth(ask.model),
         keys.model_served(ask.model),
+        keys.EPOCH,
     ]
     for scope in scopes:
         names += [keys.spend(scope), keys.holds(scope)]
@@ -253,9 +254,6 @@ async def _load(caller: Caller, what: str) -> None:
     elif what == "killed":
         await killswitch.restore_async()
     else:
-        if what == "budgets" and await redis_clients.get_async().exists(keys.RECOVERING):
-            # until what had ended is charged, see recovery
-            raise redis_clients.unavailable()
         await balance.load(what)
 
 

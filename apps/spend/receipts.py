@@ -6,7 +6,7 @@ read is delivered; one that it has not is undecided while it lives, and lost onc
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from redis import Redis
@@ -28,9 +28,10 @@ class Judged(NamedTuple):
     undecided: list[stream.Entry]
 
 
-def judge(client: Redis, entries: Sequence[stream.Entry]) -> Judged:
+def judge(client: Redis, entries: Sequence[stream.Entry], *, has_waited: bool = False) -> Judged:
     """Say of each entry what became of its answer.
 
+    In a Redis that was emptied, processes that live have not said so yet: nothing is lost there before settlement ``has_waited``.
     I/O: one Redis trip, none when nothing must be delivered. Raises: RedisError, OSError.
     """
     judged = Judged([entry for entry in entries if not entry.process], [], [])
@@ -39,14 +40,15 @@ def judge(client: Redis, entries: Sequence[stream.Entry]) -> Judged:
         return judged
     processes = sorted({entry.process for entry in awaited})
     names = [name(process) for process in processes for name in (keys.web_progress, keys.reader_presence)]
-    values: Any = client.mget(names)
+    epoch, *values = cast("list[Any]", client.mget(keys.EPOCH, *names))
     known = {process: (values[2 * index], values[2 * index + 1]) for index, process in enumerate(processes)}
     for entry in awaited:
         progress, presence = known[entry.process]
         if progress is not None and stream.parse_id(progress) >= stream.parse_id(entry.reply):
             judged.delivered.append(entry)
         else:
-            is_lost = presence is None and stream.age_s(entry) > PATIENCE_S
+            is_old = stream.age_s(entry) > PATIENCE_S
+            is_lost = presence is None and is_old and (epoch is not None or has_waited)
             (judged.lost if is_lost else judged.undecided).append(entry)
     return judged
 

@@ -210,6 +210,8 @@ def _queue_full(refusal: Refusal) -> tuple[str, float | None]:
 
 
 def _unserved(refusal: Refusal) -> tuple[str, float | None]:
+    if "unserved_ms" not in refusal.facts:
+        return "The service is finding out what was used before it lost its memory. Try again in a few seconds.", 2.0
     away = periods.format_duration(int(refusal.facts["unserved_ms"]))
     return f"No worker has served the model {refusal.model!r} for {away}. Try again in a few seconds.", 5.0
 

@@ -148,14 +148,17 @@ class Settler:
 
         I/O: Redis and Postgres. Raises: RedisError, OSError, django.db.Error; what was read is then still pending.
         """
-        recovery.notice(self.client)
         if not self._has_groups:
             stream.ensure_groups(self.client)
             self._has_groups = True
         entries = self._read(min(block_ms, UNDECIDED_BLOCK_MS) if self._undecided else block_ms)
-        judged = receipts.judge(self.client, [*self._undecided, *entries])
+        is_open = recovery.is_open(self.client)
+        has_waited = is_open or recovery.has_waited(self.client)
+        judged = receipts.judge(self.client, [*self._undecided, *entries], has_waited=has_waited)
         self._undecided = judged.undecided
         self.settle_entries(judged.delivered, judged.lost)
+        if not (is_open or entries or self._undecided):
+            recovery.try_open(self.client)
         now = time.monotonic()
         if now >= self._next_presence:
             # written only by a round that came through: a settlement that cannot settle is not there
@@ -164,8 +167,8 @@ class Settler:
         if now >= self._next_chores:
             stream.trim(self.client)
             stream.forget_consumers(self.client)
-            if not recovery.is_under_way(self.client):
-                balance.restore(only_if_changed=True)
+            recovery.renew_after_restart(self.client)
+            balance.restore(only_if_changed=True)
             # what somebody committed and could not tell Redis, or a Redis that restarted has forgotten
             holds.push(totals.list_changed(CHANGED_WITHIN_S, periods.now_ms()))
             self._next_chores = now + CHORES_EACH_S

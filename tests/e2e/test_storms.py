@@ -100,9 +100,9 @@ STRIKES: dict[str, Callable[[Stack], object]] = {
     "kill -9 of web": lambda stack: kill(stack, "web"),
     "kill -9 of the worker": lambda stack: kill(stack, "worker"),
     "kill -9 of settlement": lambda stack: kill(stack, "settlement"),
-    "FLUSHALL": lambda stack: stack.redis().flushall(),
     "kill -9 of Valkey": lambda stack: kill(stack, "valkey"),
     "kill -9 of Postgres": lambda stack: kill(stack, "postgres"),
+    "FLUSHALL": lambda stack: stack.redis().flushall(),
 }
 
 
@@ -134,3 +134,37 @@ def test_who_was_answered_pays_once_and_nobody_else_pays(name: str, storm: Stack
         unanswered,
     )
     assert wrong == [], f"{len(wrong)} of {len(unanswered)} pay for what they did not get, such as {wrong[:3]}"
+
+
+@pytest.mark.timeout(240)
+def test_what_ended_before_redis_was_emptied_is_charged_once_and_the_service_is_back_in_seconds(
+    storm: Stack, api_keys: list[str]
+) -> None:
+    """M1, M2: settlement slept, so Redis alone knew of these answers. Workers say them again, and only then the gate opens."""
+    storm.wait_ready()
+    body = BODY | {"stream": False, "max_tokens": 3}
+    headers = {"authorization": f"Bearer {api_keys[0]}"}
+    settlement = storm.find_pid("settlement")
+    with httpx.Client(base_url=storm.base_url, timeout=60) as client:
+        os.kill(settlement, signal.SIGSTOP)
+        try:
+            answers = [client.post("/v1/chat/completions", json=body, headers=headers) for _ in range(10)]
+            assert [answer.status_code for answer in answers] == [200] * 10
+            # the web process says what it took before it hands it on; then Redis forgets all of it
+            storm.redis().flushall()
+            refused = client.post("/v1/chat/completions", json=body, headers=headers)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "backend_unavailable")
+            assert refused.headers["retry-after"] == "2"
+        finally:
+            os.kill(settlement, signal.SIGCONT)
+        ids = [answer.headers["x-request-id"] for answer in answers]
+
+        def is_back() -> bool:
+            return client.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
+
+        wait_until(is_back, 30)
+    rows = storm.query("SELECT request_id, cost_nanousd FROM spend_usagerecord WHERE request_id = ANY(%s)", ids)
+    assert sorted(request_id for request_id, _ in rows) == sorted(ids), "all were settled before the gate opened"
+    assert all(cost > 0 for _, cost in rows)
+    wait_until(lambda: count_open_holds(storm) == 0, 90)
+    check_ledger(storm)

@@ -5,8 +5,8 @@
 --       7, 8 requests and tokens in the windows of the organization (hashes)
 --       9, 10 the same of the key ('' for a browser session)
 --       11, 12 requests in flight of the organization, and of the key ('' for a browser session) (zsets)
---       13 queued jobs of the model (zset)   14 when a worker that serves the model was heard of last (string)
---       15... two for each scope: spend (hash), holds (zset of <job id>:<nano-USD>)
+--       13 queued jobs of the model (zset)   14 when a worker that serves the model was heard of last (string)   15 epoch (string)
+--       16... two for each scope: spend (hash), holds (zset of <job id>:<nano-USD>)
 -- ARGV  1 job id   2 organization id   3 plan slug   4 model slug   5 worst cost (nano-USD)   6 worst count of tokens   7 now (epoch ms)
 --       8 hold expiry (epoch ms)   9 definition of an organization's budget of its own ('monthly|UTC|plan|0|0')
 --       10 most jobs that may wait for the model   11 1 to explain, else 0   12 provider of the model
@@ -18,13 +18,14 @@
 --   {'load', what...}                  these copies are missing in Redis, or outdated: refill them and ask again. 'identity', 'killed',
 --                                      'budgets' or a scope
 --   {'plan', slug}                     the organization has another plan by now: ask again with that plan's keys
---   {'refused', code}                  invalid_api_key, key_revoked, key_expired or account_inactive
+--   {'refused', code}                  invalid_api_key, key_revoked, key_expired or account_inactive; backend_unavailable: Redis was
+--                                      emptied, and what it lost is being settled (apps/spend/recovery.py)
 --   {'refused', code, RATE, name, value, ...}   then the check's own numbers, as pairs
 --   {'explained', {code, 'pass' or 'refuse', name, value, ...}, ...}   every check, when asked to explain; nothing is written
 --   RATE is limit, remaining, reset_ms of requests, and the same of tokens ('' where tokens have no limit); the tighter of
 --   organization and key
 -- Example: EVAL ... '' aiscale:org:org_1 aiscale:plan:free aiscale:killed aiscale:budgets aiscale:queue:m aiscale:rate:organization:org_1
---          aiscale:tokenrate:organization:org_1 '' '' aiscale:inflight:organization:org_1 '' aiscale:queued:m aiscale:served:m
+--          aiscale:tokenrate:organization:org_1 '' '' aiscale:inflight:organization:org_1 '' aiscale:queued:m aiscale:served:m aiscale:epoch
 --          aiscale:spend:organization:org_1 aiscale:holds:organization:org_1
 --          job_1 org_1 free m 5000 300 1700000000000 1700000360000 monthly|UTC|plan|0|0 256 0 local 9 1 30000 organization:org_1
 --          -> {'admitted', '20', '19', '3660000', '20000', '19700', '61000'}
@@ -35,7 +36,7 @@
 local job, organization, plan_slug, model = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local worst, worst_tokens, now = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local explain = ARGV[11] == '1'
-local KEYS_BEFORE, ARGS_BEFORE = 14, 15
+local KEYS_BEFORE, ARGS_BEFORE = 15, 15
 local PERIODS = {'daily', 'monthly'}
 
 local function int(value) return string.format('%.0f', value) end
@@ -64,6 +65,9 @@ local function refuses(passed, code, ...)
   for _, part in ipairs({...}) do refusal[#refusal + 1] = part end
   return true
 end
+
+-- a Redis that forgot does not know what is held
+if redis.call('EXISTS', KEYS[15]) == 0 and refuses(false, 'backend_unavailable') then return refusal end
 
 -- who
 local key = {}

@@ -276,6 +276,7 @@ async def test_a_clock_that_is_behind_does_not_bring_the_last_month_back(client,
 
 async def test_after_flushall_the_copies_come_back(client, organization):
     client.flushall()
+    client.set(keys.EPOCH, "another")
     await admit(make_ask(make_caller(organization)))
     assert client.hget(keys.KILLED, keys.KILLED_LOADED) == b"1"
     assert read_spend(scope_of(organization))["held_nanousd"] == "1000"
@@ -284,6 +285,7 @@ async def test_after_flushall_the_copies_come_back(client, organization):
 async def test_m3_what_was_killed_stays_killed_after_flushall(client, organization):
     await on_thread(lambda: killswitch.trip("site", reason="An incident", by=ADA))
     client.flushall()
+    client.set(keys.EPOCH, "another")
     with pytest.raises(AiscaleError) as refusal:
         await admit(make_ask(make_caller(organization)))
     assert refusal.value.code is Code.KILLED

@@ -37,6 +37,7 @@ def test_each_entry_is_judged(client: Redis, progress: str | None, alive: bool, 
         client.set(keys.web_progress("w"), progress)
     if alive:
         client.set(keys.reader_presence("w"), 1)
+    client.set(keys.EPOCH, "e")
     judged = receipts.judge(client, [stream.Entry("1-0", b"", "w", "5-0"), stream.Entry("2-0", b"")])
     places = {name: [entry.entry_id for entry in getattr(judged, name)] for name in judged._fields}
     assert places.pop("delivered") == (["2-0", "1-0"] if expected == "delivered" else ["2-0"])
