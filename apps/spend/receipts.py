@@ -47,7 +47,7 @@ def judge(client: Redis, entries: Sequence[stream.Entry], *, has_waited: bool = 
         if progress is not None and stream.parse_id(progress) >= stream.parse_id(entry.reply):
             judged.delivered.append(entry)
         else:
-            is_old = stream.age_s(entry) > PATIENCE_S
+            is_old = stream.age_s(entry) >= PATIENCE_S
             is_lost = presence is None and is_old and (epoch is not None or has_waited)
             (judged.lost if is_lost else judged.undecided).append(entry)
     return judged

@@ -44,7 +44,10 @@ def test_each_entry_is_judged(client: Redis, progress: str | None, alive: bool, 
     assert [name for name, found in places.items() if found] == ([] if expected == "delivered" else [expected])
 
 
-def test_an_answer_that_reached_nobody_is_free_and_its_hold_is_gone(client: Redis) -> None:
+def test_an_answer_that_reached_nobody_is_free_and_its_hold_is_gone(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipts, "PATIENCE_S", 0.0)
     organization = warm(make_organization())
     settler = Settler(client)
     settler.turn(1)
@@ -55,6 +58,12 @@ def test_an_answer_that_reached_nobody_is_free_and_its_hold_is_gone(client: Redi
     record = UsageRecord.objects.get(job_id="job_lost")
     assert (record.cost_nanousd, record.finish_reason, record.error_code) == (0, "error", "web_lost")
     assert client.xpending(keys.FINISHED, keys.GROUP_SETTLEMENT)["pending"] == 0
+
+
+def test_a_process_that_has_only_just_begun_to_read_is_not_taken_for_gone(client: Redis) -> None:
+    young = stream.Entry(f"{periods.now_ms()}-0", b"", "w", "5-0")
+    client.set(keys.EPOCH, "e")
+    assert receipts.judge(client, [young]).undecided == [young]
 
 
 def test_an_answer_is_charged_once_it_is_known_to_be_taken(client: Redis) -> None:

@@ -11,7 +11,7 @@ from aiscale.errors import AiscaleError, Code
 from aiscale.wire import keys
 from aiscale.wire.codec import encode_event
 from apps.inference import replies
-from apps.spend import killswitch, recovery, settlement
+from apps.spend import killswitch, receipts, recovery, settlement
 from apps.spend.admission import admit
 from apps.spend.models import UsageRecord
 from tests.apps.spend.cast import (
@@ -135,7 +135,8 @@ async def test_an_answer_whose_process_has_not_said_yet_what_it_took_is_not_take
     assert await on_thread(lambda: UsageRecord.objects.get().cost_nanousd) == PRICE
 
 
-async def test_an_answer_whose_process_is_gone_too_costs_nothing(caller, client, settler):
+async def test_an_answer_whose_process_is_gone_too_costs_nothing(caller, client, settler, monkeypatch):
+    monkeypatch.setattr(receipts, "PATIENCE_S", 0.0)
     client.flushall()
     data = encode_event(make_finished(caller.organization_id))
     client.xadd(keys.FINISHED, {"0": data, "p": "web_1", "r": "1-0"})
