@@ -30,8 +30,14 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str | None
     key_digest: str | None
     plan: str
+    models: tuple[str, ...] = ()
+    """What the key is kept to; empty: all that the plan allows. The gate reads the key's own copy."""
     lane: Literal["interactive", "batch"] = "interactive"
     """Whether somebody waits for the answer, or it is one of a bulk job: cheaper, and after all others."""
+
+    def allows(self, model: str) -> bool:
+        """Tell whether the key may use it. The plan is asked apart."""
+        return not self.models or model in self.models
 
 
 class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +140,7 @@ async def _read_caller(digest: str) -> Caller | None:
         key_id=text["key_id"],
         key_digest=digest,
         plan=plan.decode(),
+        models=() if text.get("models", "*") == "*" else tuple(text["models"].split(",")),
     )
 
 

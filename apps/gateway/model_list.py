@@ -13,8 +13,9 @@ from apps.inference.catalog import CatalogModel
 
 
 async def answer_models(exchange: Exchange, caller: Caller, body: bytes) -> None:
-    """List the models that the caller's plan allows."""
-    models = await catalog.list_models(await callers.get_plan(caller.plan))
+    """List the models that the caller's plan and key allow."""
+    allowed = await catalog.list_models(await callers.get_plan(caller.plan))
+    models = [model for model in allowed if caller.allows(model.slug)]
     if exchange.dialect is ANTHROPIC:
         data = [_describe_to_anthropic(model) for model in models]
         ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
@@ -24,11 +25,11 @@ async def answer_models(exchange: Exchange, caller: Caller, body: bytes) -> None
 
 
 async def answer_model(exchange: Exchange, caller: Caller, body: bytes) -> None:
-    """Describe one model. Raises: AiscaleError (MODEL_NOT_FOUND), also for one that the plan does not allow."""
+    """Describe one model. Raises: AiscaleError (MODEL_NOT_FOUND), also for one that the plan or the key does not allow."""
     slug = exchange.path_values["model"]
     plan = await callers.get_plan(caller.plan)
     model = await catalog.get_model(slug)
-    if not plan.allows(model.slug):
+    if not (plan.allows(model.slug) and caller.allows(model.slug)):
         raise AiscaleError(Code.MODEL_NOT_FOUND, f"The model {slug[:100]!r} does not exist.", param="model")
     describe = _describe_to_anthropic if exchange.dialect is ANTHROPIC else _describe
     await exchange.send_json(200, describe(model))

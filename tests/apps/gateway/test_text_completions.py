@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from apps.accounts.callers import on_thread
+from apps.accounts.keys import KeyTerms, create_key
 from tests.apps.conftest import Cast
 from tests.apps.gateway.driver import Exchange, read_events
 
@@ -76,3 +78,16 @@ async def test_anthropics_clients_find_models_and_keys_their_way(cast: Cast) -> 
     missing = Exchange("GET", "/v1/models/nope", headers=headers)
     answer = await missing.read_json()
     assert (missing.status, answer["type"], answer["error"]["type"]) == (404, "error", "not_found_error")
+
+
+async def test_a_key_sees_the_models_that_it_may_use(cast: Cast) -> None:
+    terms = KeyTerms(allowed_models=("all-minilm-l6-v2",))
+    _, raw = await on_thread(lambda: create_key(cast.organization, cast.user, "search", terms))
+    listed = await Exchange("GET", "/v1/models", key=raw).read_json()
+    assert [model["id"] for model in listed["data"]] == ["all-minilm-l6-v2"]
+    everything = await Exchange("GET", "/v1/models", key=cast.raw).read_json()
+    assert len(everything["data"]) > 1
+    for model, status in ((CHAT, 404), ("all-minilm-l6-v2", 200)):
+        exchange = Exchange("GET", f"/v1/models/{model}", key=raw)
+        await exchange.read()
+        assert exchange.status == status
