@@ -31,6 +31,7 @@ from aiscale.observability import JOBS_FINISHED, SETTLED, SETTLEMENT_LAG_SECONDS
 from aiscale.wire import keys
 from aiscale.wire.codec import decode_event
 from aiscale.wire.events import Finished
+from apps.accounts.keys import note_uses
 from apps.spend import balance, budgets, holds, periods, receipts, recovery, stream, totals, usage
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,8 @@ class Settler:
         self._next_claim = self._next_chores = self._next_presence = 0.0
         self._has_groups = False
         self._reads_own_pending = True
+        self._uses: dict[str, int] = {}
+        """When keys were used last (epoch ms), until the chores write it down. Lost with the process: the next use says it again."""
         self._undecided: list[stream.Entry] = []
         """Whether these were delivered is not known yet; they are pending in the stream."""
 
@@ -171,6 +174,7 @@ class Settler:
             balance.restore(only_if_changed=True)
             # what somebody committed and could not tell Redis, or a Redis that restarted has forgotten
             holds.push(totals.list_changed(CHANGED_WITHIN_S, periods.now_ms()))
+            self._note_uses()
             self._next_chores = now + CHORES_EACH_S
         return len(entries)
 
@@ -186,12 +190,22 @@ class Settler:
         ]
         if not deliveries:
             return
+        for each in deliveries:
+            key_id, at_ms = each.event.billing.key_id, each.event.finished_at_ms
+            if key_id:
+                self._uses[key_id] = max(at_ms, self._uses.get(key_id, 0))
         try:
             _charge(self.client, deliveries)
         except (DataError, IntegrityError):
             # one of them is to blame: each for itself, so that the rest is not kept waiting
             for each in deliveries:
                 self._charge_or_bury(each)
+
+    def _note_uses(self) -> None:
+        uses = {key_id: periods.to_datetime(at_ms) for key_id, at_ms in self._uses.items()}
+        if uses:
+            note_uses(uses)
+        self._uses.clear()
 
     def _charge_or_bury(self, each: Delivery) -> None:
         try:
