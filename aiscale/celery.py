@@ -21,7 +21,7 @@ app.conf.beat_schedule = {
     "deliver-alerts": {"task": "aiscale.spend.deliver_alerts", "schedule": 10.0, "options": {"expires": 10}},
     "rerate": {"task": "aiscale.spend.rerate", "schedule": 60.0, "options": {"expires": 60}},
     "carry-credits": {"task": "aiscale.spend.carry_all", "schedule": 600.0, "options": {"expires": 600}},
-    # the outbox of invitations; a new one also sends itself at once
+    # the net below invitations' mails, which are sent at once: takes what was not sent because a process or the mail server was away
     "send-invitations": {"task": "aiscale.accounts.send_invitations", "schedule": 15.0, "options": {"expires": 15}},
 }
 app.autodiscover_tasks(["apps.accounts", "apps.spend", "apps.inference", "apps.gateway", "apps.chat"])

@@ -1,5 +1,6 @@
 """Invitations reach their address, work once, for that address alone, and tell nothing of accounts."""
 
+import json
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,9 +10,12 @@ from allauth.account.models import EmailAddress
 from django.core import mail as outbox
 from django.core.mail.backends.locmem import EmailBackend
 from django.utils import timezone
+from kombu.exceptions import OperationalError
+from redis import Redis
 
 from aiscale.errors import AiscaleError, Code
-from apps.accounts import invitations, mail, members, organizations
+from aiscale.wire.broker import BROKER_PREFIX
+from apps.accounts import invitations, mail, members, organizations, tasks
 from apps.accounts.models import AuditEvent, Invitation, Membership, Organization, User
 from tests.apps.conftest import Cast
 
@@ -182,3 +186,28 @@ def test_a_mail_server_that_is_down_loses_no_mail(
     assert mail.send_due() == 0, "not due yet"
     Invitation.objects.update(send_at=timezone.now())
     assert mail.send_due() == 1 and len(outbox.outbox) == 1
+
+
+def test_a_mail_is_sent_at_once_by_whoever_runs_tasks(cast: Cast, acme: Organization, redis_url: str) -> None:
+    client = Redis.from_url(redis_url)
+    queue = f"{BROKER_PREFIX}default"
+    client.delete(queue)
+    made = invitations.invite(cast.user, acme, "bob@example.com", "member")
+    waiting = [json.loads(each)["headers"]["task"] for each in client.lrange(queue, 0, -1)]  # type: ignore[union-attr]
+    assert waiting == ["aiscale.accounts.send_invitations"]
+    tasks.send_invitations()
+    assert [letter.to for letter in outbox.outbox] == [["bob@example.com"]]
+    invitations.resend(cast.user, acme, made.public_id)
+    assert client.llen(queue) == 2
+
+
+def test_without_a_broker_a_mail_waits_for_the_next_round(
+    cast: Cast, acme: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(*_: object, **__: object) -> None:
+        raise OperationalError("nobody listens")
+
+    monkeypatch.setattr(tasks.send_invitations, "apply_async", nobody)
+    made = invitations.invite(cast.user, acme, "bob@example.com", "member")
+    assert Invitation.objects.get(pk=made.pk).send_at is not None
+    assert mail.send_due() == 1
