@@ -76,9 +76,6 @@ class UserAdmin(RecordsMembers, Audited, DjangoUserAdmin, ModelAdmin):  # type: 
     def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
         ensure_personal_organization(obj)
-        # who is shut out has keys that are shut out
-        for key in obj.api_keys.select_related("organization", "created_by"):
-            key.save(update_fields=["updated_at"])
 
     @admin.display(description="password")
     def password_page(self, user: User) -> str:

@@ -45,6 +45,8 @@ class User(AbstractUser):
     username = None  # type: ignore[assignment]
     public_id = models.CharField(max_length=40, unique=True, editable=False)
     email = models.EmailField("e-mail address", unique=True)
+    shut_out_at = models.DateTimeField(null=True, blank=True, editable=False)
+    """Since when it is not active: what it had running then ends, by `spend.killswitch`."""
 
     USERNAME_FIELD = "email"
     REQUIRED_FIELDS: ClassVar[list[str]] = []
@@ -52,14 +54,25 @@ class User(AbstractUser):
 
     class Meta:
         constraints = [models.UniqueConstraint(Lower("email"), name="user_email_once_in_any_case")]
+        indexes = [models.Index(fields=["shut_out_at"], name="user_shut_out", condition=Q(shut_out_at__isnull=False))]
 
     def __str__(self) -> str:
         return self.email
 
     def save(self, *args: Any, **kwargs: Any) -> None:
+        """Who is not active any more is refused everywhere, and what they have running ends within a second."""
+        from apps.accounts import mirror
+
         if not self.public_id:
             self.public_id = make_public_id("usr")
+        fields, is_new = kwargs.get("update_fields"), self._state.adding
+        says_active = fields is None or "is_active" in fields
+        if says_active and self.is_active == (self.shut_out_at is not None):
+            self.shut_out_at = None if self.is_active else timezone.now()
+            kwargs |= {"update_fields": {*fields, "shut_out_at"}} if fields is not None else {}
         super().save(*args, **kwargs)
+        if says_active and not is_new:
+            mirror.publish_person(self)
 
 
 class Plan(Row):

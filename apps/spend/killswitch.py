@@ -137,12 +137,17 @@ def restore() -> None:
 
 
 def _list_revoked() -> dict[str, str]:
-    """Return orders for the keys that were revoked while what they started may still run. I/O: one SQL statement."""
+    """Return orders for the keys that were revoked, or whose makers were shut out, while what they started may still run.
+
+    I/O: two SQL statements over what happened in these minutes.
+    """
     life = timedelta(seconds=settings.ENV.request_deadline_s + REVOKED_GRACE_S)
-    revoked = ApiKey.objects.filter(revoked_at__gt=timezone.now() - life).values_list("public_id", "revoked_at")
+    since = timezone.now() - life
+    revoked = ApiKey.objects.filter(revoked_at__gt=since).values_list("public_id", "revoked_at")
+    shut_out = ApiKey.objects.filter(created_by__shut_out_at__gt=since)
     return {
         f"key:{key_id}": write_order(Order(mirror.REVOKED_REASON, int((at + life).timestamp() * 1000)))
-        for key_id, at in revoked
+        for key_id, at in [*shut_out.values_list("public_id", "created_by__shut_out_at"), *revoked]
         if at is not None
     }
 

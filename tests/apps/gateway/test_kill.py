@@ -210,3 +210,35 @@ async def test_an_execution_provider_that_is_stopped_computes_nothing(cast: Cast
         lambda: list(UsageRecord.objects.order_by("pk").values_list("completion_tokens", flat=True))
     )
     assert tokens[0] > 0 and tokens[1] == 0
+
+
+async def test_the_streams_of_who_is_shut_out_end(cast: Cast) -> None:
+    """Somebody who is not active any more is refused at once, and so is all that their keys have running."""
+    clients, tasks = await open_streams(cast, 2)
+
+    def shut_out(is_active: bool) -> None:
+        cast.user.is_active = is_active
+        cast.user.save(update_fields=["is_active"])
+
+    await on_thread(lambda: shut_out(False))
+    await asyncio.wait_for(asyncio.gather(*tasks), 30)
+    for client in clients:
+        assert client.error["code"] == "killed" and "its API key was revoked" in client.error["message"]
+    refused = ask(cast)
+    await refused.read()
+    assert refused.status == 401
+    # a worker that missed the order reads the same; who is active again is served again
+    client = redis_clients.get_sync()
+    await on_thread(killswitch.restore)
+    assert client.hexists(keys.KILLED, f"key:{cast.key.public_id}")
+    await on_thread(lambda: shut_out(True))
+    await on_thread(killswitch.restore)
+    assert not client.hexists(keys.KILLED, f"key:{cast.key.public_id}")
+    statuses: list[int] = []
+    while statuses[-1:] != [200]:
+        # the worker reads within half a second that the order is gone
+        served = ask(cast, max_tokens=1)
+        await served.read()
+        statuses.append(served.status)
+        assert len(statuses) < 50, statuses
+        await asyncio.sleep(0.2)
