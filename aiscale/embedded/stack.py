@@ -23,8 +23,6 @@ from django.db import connections
 from aiscale.embedded.children import Child, Supervisor
 from aiscale.embedded.servers import CannotStart, prepare_data_dir, start_servers
 from aiscale.env import ROOT_DIR, Env
-from aiscale.wire.keys import celery_queue
-from aiscale.wire.manifest import list_manifests
 
 STOP_ORDER = ("web", "worker", "tasks", "settlement", "valkey", "postgres")
 READY_TIMEOUT_S = 180.0
@@ -113,15 +111,14 @@ def _prepare_models() -> None:
 
 
 def make_children(env: Env) -> list[Child]:
-    """Describe our own processes. I/O: reads the models' manifests."""
-    queues = ",".join(sorted({celery_queue(manifest.name) for _, manifest in list_manifests(env.models_dir)}))
+    """Describe our own processes."""
     python, celery = sys.executable, [sys.executable, "-m", "celery"]
     common = ["--loglevel", env.log_level.lower(), "--without-gossip", "--without-mingle"]
     web = [
         *("--interface", "asginl", "--host", env.host, "--port", str(env.port), "--workers", str(env.web_workers)),
         *("--respawn-failed-workers", "--workers-kill-timeout", "5", "--log-level", env.log_level.lower()),
     ]
-    worker = ["-P", "threads", "-c", str(env.worker_concurrency), "-Q", queues, "-n", "inference@%h"]
+    worker = ["-P", "threads", "-c", str(env.worker_concurrency), "-n", "inference@%h"]
     tasks = [
         "-B",
         "-s",

@@ -63,6 +63,16 @@ async def build_prompt(model: CatalogModel, messages: list[ChatMessage]) -> list
         ) from error
 
 
+def find_template_problem(slug: str, version: str) -> str | None:
+    """Say why a model cannot take chats, if so: its files may come from anywhere. I/O: its files."""
+    try:
+        reader = _load(slug, version)
+        encode_messages(reader, [ChatMessage(role="user", content="Hello")])
+    except TemplateError as error:
+        return str(error)[:300]
+    return None
+
+
 async def encode_prompt(model: CatalogModel, prompt: str | list[int]) -> list[int]:
     """Return the token ids of a text that is to be gone on from, or check those that came as such.
 

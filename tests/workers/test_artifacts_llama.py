@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from workers.artifacts import gguf_llama, gguf_tokenizer
+from workers.artifacts import gguf_decoder, gguf_tokenizer
 from workers.artifacts.errors import ConversionError
 from workers.artifacts.quantize import BLOCK, quantize_int4, quantize_int8, quantize_rows
 from workers.engine.providers import CPU
@@ -24,7 +24,7 @@ Q4_1 = gguf.GGMLQuantizationType.Q4_1
 
 def convert(llama: Any, folder: Path, precision: str, quantization: Any = None) -> OnnxRunner:
     source = llama.write_gguf(folder / "tiny.gguf", quantization)
-    shape = gguf_llama.convert(source, folder / "model.onnx", precision)  # type: ignore[arg-type]
+    shape = gguf_decoder.convert(source, folder / "model.onnx", precision)  # type: ignore[arg-type]
     facts = {"context_tokens": shape.context_tokens, "vocab_size": shape.vocab_size, "precision": precision}
     (folder / "manifest.json").write_text(json.dumps(facts))
     return OnnxRunner(folder, slots=4, context_tokens=128, providers=[CPU], threads=1)
@@ -47,10 +47,14 @@ def steps(runner: OnnxRunner) -> NDArray[np.float32]:
     return runner.decode([2], ids[-1:], np.array([len(PROMPT) - 1]))[0].copy()
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("quantization", [None, Q8_0, Q4_1], ids=str)
-def test_fp32_graph_equals_numpy(tmp_path: Path, tiny_llama: Any, tied: bool, quantization: Any) -> None:
-    llama = dataclasses.replace(tiny_llama, tied=tied)
+def test_fp32_graph_equals_numpy(
+    tmp_path: Path, tiny_llama: Any, tied: bool, quantization: Any, architecture: str
+) -> None:
+    head_dim = 32 if architecture == "qwen3" else 16
+    llama = dataclasses.replace(tiny_llama, tied=tied, architecture=architecture, head_dim=head_dim, rope_base=5e4)
     expected = llama.logits(PROMPT, stored(quantization))
     runner = convert(llama, tmp_path, "fp32", quantization)
     np.testing.assert_allclose(runner.prefill(0, np.array(PROMPT), 0), expected, atol=2e-4)
@@ -117,8 +121,8 @@ def test_other_architectures_are_refused(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ConversionError, match="only the llama architecture"):
-        gguf_llama.convert(tmp_path / "m.gguf", tmp_path / "model.onnx", "fp32")
+    with pytest.raises(ConversionError, match="of decoders, llama, qwen2, qwen3"):
+        gguf_decoder.convert(tmp_path / "m.gguf", tmp_path / "model.onnx", "fp32")
 
 
 def test_tokenizer_and_vocabulary(tmp_path: Path, tiny_llama: Any) -> None:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
 from aiscale.wire.manifest import read_manifest
-from workers.artifacts import gguf_llama
+from workers.artifacts import gguf_decoder
 from workers.engine.kv_buffers import DeviceBuffers, HostBuffers, KvBuffers, KvShape
 from workers.engine.providers import CPU, CUDA, UnknownProvider, choose_providers, providers_for
 from workers.engine.rows import Rows
@@ -30,7 +30,7 @@ LENGTHS = (3, 41, 17, 70)
 @pytest.fixture(scope="module")
 def tiny_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Any) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
-    shape = gguf_llama.convert(tiny_llama.write_gguf(folder / "tiny.gguf"), folder / "model.onnx", "fp32")
+    shape = gguf_decoder.convert(tiny_llama.write_gguf(folder / "tiny.gguf"), folder / "model.onnx", "fp32")
     facts = {"context_tokens": shape.context_tokens, "vocab_size": shape.vocab_size, "precision": "fp32"}
     (folder / "manifest.json").write_text(json.dumps(facts))
     return folder

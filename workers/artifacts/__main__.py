@@ -1,4 +1,4 @@
-"""Answer `python -m workers.artifacts ensure|list|verify`. Exit code 2 for a wrong call, 1 for a failure."""
+"""Answer `python -m workers.artifacts ensure|list|verify|import`. Exit code 2 for a wrong call, 1 for a failure."""
 
 import argparse
 import sys
@@ -11,12 +11,14 @@ from workers.artifacts import build
 from workers.artifacts.catalog import MODELS
 from workers.artifacts.errors import ArtifactError, UnknownModel
 
+PRECISIONS = ("int8", "int4", "fp16", "fp32")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         models_dir = Path(options.models_dir).expanduser().resolve() if options.models_dir else env.load().models_dir
-        for name in options.names:
+        for name in getattr(options, "names", ()):
             build.find_model(name)
         options.run(models_dir, options)
     except (UnknownModel, env.BadSetting) as error:
@@ -56,6 +58,15 @@ def _verify(models_dir: Path, options: argparse.Namespace) -> None:
         _show(directory, build.verify(directory), "ok")
 
 
+def _import(models_dir: Path, options: argparse.Namespace) -> None:
+    from workers.artifacts.imports import import_model
+
+    made = import_model(models_dir, Path(options.source), options.name, options.quantize, options.license)
+    _show(made.directory, made.manifest)
+    for line in made.report:
+        print(f"  {line}")
+
+
 def _show(directory: Path, manifest: Manifest, note: str = "") -> None:
     size_bytes = sum(manifest.file_sizes_bytes.values())
     facts = f"{manifest.kind} {manifest.precision} {size_bytes / 1e6:.0f} MB"
@@ -64,7 +75,7 @@ def _show(directory: Path, manifest: Manifest, note: str = "") -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workers.artifacts", description="Keep converted models on disk.")
-    commands = parser.add_subparsers(required=True, metavar="ensure|list|verify")
+    commands = parser.add_subparsers(required=True, metavar="ensure|list|verify|import")
     for name, run, about in (
         ("ensure", _ensure, "fetch and convert what is missing"),
         ("list", _list, "show which models are here, and which could be"),
@@ -76,10 +87,20 @@ def _parser() -> argparse.ArgumentParser:
         if name == "ensure":
             command.add_argument(
                 "--precision",
-                choices=("int8", "int4", "fp16", "fp32"),
+                choices=PRECISIONS,
                 help="of generators; default: int8; fp16 for GPUs",
             )
         command.set_defaults(run=run)
+    about = "take in a GGUF file, a Hugging Face folder of safetensors, or a folder that aiscale converted"
+    command = commands.add_parser("import", help=about, description=about)
+    command.add_argument("source", metavar="SOURCE")
+    command.add_argument("--name", required=True, help="what requests call it")
+    command.add_argument(
+        "--quantize", choices=PRECISIONS, help="default: int8 where this CPU computes it exactly, else fp32"
+    )
+    command.add_argument("--license", default="unknown")
+    command.add_argument("--models-dir", help="where models live; default: AISCALE_MODELS_DIR or .data/models")
+    command.set_defaults(run=_import)
     return parser
 
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,12 +17,12 @@ import msgspec
 from safetensors.numpy import load_file
 
 from aiscale.wire.manifest import GRAPH_FILE, MANIFEST_FILE, TOKENIZER_FILE, Manifest, read_manifest
-from workers.artifacts import bert, gguf_llama, gguf_tokenizer
+from workers.artifacts import bert, decoder, gguf_decoder, gguf_tokenizer
 from workers.artifacts.calibration import read_sample
 from workers.artifacts.catalog import MODELS, BundledModel
+from workers.artifacts.decoder import Precision
 from workers.artifacts.errors import ArtifactError, DamagedModel, UnknownModel
 from workers.artifacts.fetch import fetch
-from workers.artifacts.gguf_llama import Precision
 from workers.engine.sessions import integers_add_up
 
 REVISIONS = {"generate": 3, "embed": 2}
@@ -87,7 +87,7 @@ def verify(directory: Path) -> Manifest:
     if manifest is None:
         raise DamagedModel(f"{directory} is not a complete model; run `python -m workers.artifacts ensure`")
     for name, sha256 in manifest.files.items():
-        if _hash_file(directory / name) != sha256:
+        if hash_file(directory / name) != sha256:
             raise DamagedModel(f"{directory / name} is not what was converted; delete {directory} and run ensure again")
     return manifest
 
@@ -97,13 +97,28 @@ def _ensure_one(models_dir: Path, model: BundledModel, precision: Precision | No
     directory = models_dir / model.name / version_of(model, precision)
     if (manifest := find_complete(directory)) is not None:
         return manifest
+
+    def make(work: Path, made: Path) -> Manifest:
+        sources = work / "sources"
+        sources.mkdir()
+        convert = _convert_generator if model.kind == "generate" else _convert_encoder
+        return convert(model, fetch(model, sources), made, directory.name, precision)
+
+    return place(models_dir, directory, make)
+
+
+def place(models_dir: Path, directory: Path, make: Callable[[Path, Path], Manifest]) -> Manifest:
+    """Have ``make(work, made)`` fill the folder ``made``, and rename it to ``directory``; nothing is left behind when it cannot.
+
+    One process at a time; who waited finds what another made. I/O: what ``make`` does.
+    """
     models_dir.mkdir(parents=True, exist_ok=True)
     with _lock(models_dir):
         if (manifest := find_complete(directory)) is not None:  # another process made it while we waited
             return manifest
         _sweep(models_dir)
         try:
-            return _build(models_dir, directory, model, precision)
+            return _build(models_dir, directory, make)
         finally:
             _sweep(models_dir)
 
@@ -117,14 +132,11 @@ def _choose_precision(model: BundledModel, asked: Precision | None) -> Precision
     return model.precision
 
 
-def _build(models_dir: Path, directory: Path, model: BundledModel, precision: Precision) -> Manifest:
+def _build(models_dir: Path, directory: Path, make: Callable[[Path, Path], Manifest]) -> Manifest:
     work = Path(tempfile.mkdtemp(dir=models_dir, prefix=_WORK_PREFIX))
-    sources, made = work / "sources", work / "made"
-    sources.mkdir()
+    made = work / "made"
     made.mkdir()
-    paths = fetch(model, sources)
-    convert = _convert_generator if model.kind == "generate" else _convert_encoder
-    manifest = convert(model, paths, made, directory.name, precision)
+    manifest = make(work, made)
     _seal(made, manifest)
     directory.parent.mkdir(exist_ok=True)
     if directory.exists():  # damaged: it goes out of sight first, whole
@@ -138,9 +150,9 @@ def _convert_generator(
     model: BundledModel, paths: dict[str, Path], made: Path, version: str, precision: Precision
 ) -> Manifest:
     source = paths[model.files[0].name]
-    shape = gguf_llama.convert(source, made / GRAPH_FILE, precision)
+    shape = gguf_decoder.convert(source, made / GRAPH_FILE, precision)
     vocabulary = gguf_tokenizer.convert_tokenizer(source, made / TOKENIZER_FILE)
-    hashes, sizes = _inventory(made)
+    hashes, sizes = list_files(made)
     return Manifest(
         name=model.name,
         version=version,
@@ -159,7 +171,7 @@ def _convert_generator(
         chat_template=vocabulary.chat_template,
         bos_token=vocabulary.bos_token,
         eos_token=vocabulary.eos_token,
-        batch_invariant=gguf_llama.BATCH_INVARIANT[precision],
+        batch_invariant=decoder.BATCH_INVARIANT[precision],
     )
 
 
@@ -172,7 +184,7 @@ def _convert_encoder(
     sample = read_sample(made / TOKENIZER_FILE, context_tokens)
     tensors = load_file(str(paths["model.safetensors"]))
     bert.convert(tensors, shape, made, "int8" if precision == "int8" else "fp32", sample)
-    hashes, sizes = _inventory(made)
+    hashes, sizes = list_files(made)
     return Manifest(
         name=model.name,
         version=version,
@@ -188,10 +200,10 @@ def _convert_encoder(
     )
 
 
-def _inventory(made: Path) -> tuple[dict[str, str], dict[str, int]]:
+def list_files(made: Path) -> tuple[dict[str, str], dict[str, int]]:
     """Return sha256 and size of every file made so far, by name."""
     paths = sorted(made.iterdir())
-    return {path.name: _hash_file(path) for path in paths}, {path.name: path.stat().st_size for path in paths}
+    return {path.name: hash_file(path) for path in paths}, {path.name: path.stat().st_size for path in paths}
 
 
 def _seal(made: Path, manifest: Manifest) -> None:
@@ -227,7 +239,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

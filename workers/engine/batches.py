@@ -11,7 +11,7 @@ from workers.engine.runner import Chunk
 
 @dataclass(frozen=True)
 class Batch:
-    """Hold one call's inputs; see `workers.artifacts.gguf_llama` for their shapes."""
+    """Hold one call's inputs; see `workers.artifacts.decoder` for their shapes."""
 
     input_ids: NDArray[np.int64]
     places: NDArray[np.int64]

@@ -4,22 +4,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand
 
 from aiscale.wire.manifest import Manifest, list_manifests
-from apps.accounts import audit
-from apps.inference.models import Model
-from apps.spend import prices
-
-_PRICES = {
-    # nano-USD a token: (prompt, completion); 50 nano-USD a token are 0.05 USD a million
-    "generate": (50, 200),
-    "embed": (10, 0),
-}
-_TITLES = {
-    "smollm2-135m-instruct": (
-        "SmolLM2 135M Instruct",
-        "A small, quick chat model. It is often wrong: check what it says.",
-    ),
-    "all-minilm-l6-v2": ("all-MiniLM-L6-v2", "Sentence embeddings of 384 numbers, for search and comparison."),
-}
+from apps.inference import entries
 
 
 class Command(BaseCommand):
@@ -30,45 +15,6 @@ class Command(BaseCommand):
         for _, manifest in list_manifests(settings.ENV.models_dir):
             newest.setdefault(manifest.name, manifest)
         for manifest in newest.values():
-            self.stdout.write(f"{manifest.name} {manifest.version}: {_enter(manifest)}")
+            self.stdout.write(f"{manifest.name} {manifest.version}: {entries.enter(manifest)}")
         if not newest:
             self.stderr.write(f"No converted model in {settings.ENV.models_dir}.")
-
-
-def _enter(manifest: Manifest) -> str:
-    """Make or update one row; name, prices and description stay as their owner left them. A model without a price gets one."""
-    title, description = _TITLES.get(manifest.name, (manifest.name, ""))
-    if manifest.name not in prices.map_current():
-        _set_first_price(manifest)
-    facts = {
-        "kind": manifest.kind,
-        "version": manifest.version,
-        "context_tokens": manifest.context_tokens,
-        "dimensions": manifest.dimensions,
-    }
-    row, created = Model.objects.get_or_create(
-        slug=manifest.name,
-        defaults={
-            "name": title,
-            "description": description,
-            **facts,
-        },
-    )
-    if created:
-        return "new"
-    if all(getattr(row, name) == value for name, value in facts.items()):
-        return "unchanged"
-    for name, value in facts.items():
-        setattr(row, name, value)
-    row.save(update_fields=[*facts, "updated_at"])
-    return "updated"
-
-
-def _set_first_price(manifest: Manifest) -> None:
-    prompt_price, completion_price = _PRICES[manifest.kind]
-    terms = prices.Terms(
-        prompt_nanousd_per_token=prompt_price,
-        cached_prompt_nanousd_per_token=prompt_price,
-        completion_nanousd_per_token=completion_price,
-    )
-    prices.change(manifest.name, terms, reason="The price to start with", by=audit.by_command(), confirmed=True)

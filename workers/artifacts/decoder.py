@@ -1,4 +1,6 @@
-"""Convert a GGUF file of the llama architecture into one ONNX graph for ONNX Runtime's fused operators.
+"""Write a decoder of the llama, qwen2 or qwen3 family as one ONNX graph for ONNX Runtime's fused operators.
+
+Where the weights come from is a `Weights`: `gguf_decoder` reads GGUF files, `safetensors_decoder` Hugging Face folders.
 
 The graph takes tokens of several sequences laid end to end, however many of each. ``input_ids`` int64 ``[tokens]``; ``places`` int64
 ``[batch, sequence]``: which token stands at each place of the padded batch (any, where none does); ``flat_places`` int64
@@ -11,9 +13,8 @@ The graph takes tokens of several sequences laid end to end, however many of eac
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Protocol
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +22,7 @@ from workers.artifacts import integer
 from workers.artifacts.errors import ConversionError
 from workers.artifacts.graph import FLOAT, FLOAT16, INT32, INT64, MICROSOFT, GraphWriter
 from workers.artifacts.quantize import BLOCK, Blocks, quantize_int4, quantize_int8
+from workers.artifacts.weights import WeightFile
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 """What each costs in fidelity, as the mean KL divergence from fp32 over SmolLM2-135M's text (a Q4_1 file). All but int4 give a
@@ -34,12 +36,14 @@ int4: the least memory. Rounds a second time what a 4-bit GGUF has rounded alrea
 
 BATCH_INVARIANT: dict[Precision, bool] = {"fp32": True, "fp16": True, "int8": True, "int4": False}
 
-READABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K", "Q4_K", "Q5_K")
+MAX_CONTEXT_TOKENS = 32_768
+"""Longer models are cut to this: the rotation's table is a file's part, and no CPU serves more."""
+_MOST_LAYERS, _MOST_WIDTH = 512, 1 << 17
 
 
 @dataclass(frozen=True)
-class LlamaShape:
-    """State a llama's dimensions, as its GGUF metadata gives them."""
+class DecoderShape:
+    """State a decoder's dimensions, as its source's metadata give them."""
 
     layers: int
     hidden: int
@@ -52,71 +56,60 @@ class LlamaShape:
     rope_base: float
     norm_epsilon: float
 
-
-def read_shape(reader: Any) -> LlamaShape:
-    """Read the dimensions. Raises: ConversionError for another architecture or a variant that the graph does not compute."""
-    architecture = _field(reader, "general.architecture")
-    if architecture != "llama":
-        raise ConversionError(f"the GGUF file holds a {architecture!r} model; only the llama architecture is converted")
-    scaling = _field(reader, "llama.rope.scaling.type", "none")
-    names = {tensor.name for tensor in reader.tensors}
-    variants = [
-        name for name in ("rope_freqs.weight", "blk.0.attn_q.bias", "blk.0.attn_q_norm.weight") if name in names
-    ]
-    if scaling not in (None, "none") or variants:
-        found = ", ".join(variants) or f"rope scaling {scaling}"
-        raise ConversionError(f"the GGUF file uses {found}, which the converter does not compute; take a plain llama")
-    heads, hidden = int(_field(reader, "llama.attention.head_count")), int(_field(reader, "llama.embedding_length"))
-    head_dim = int(_field(reader, "llama.attention.key_length", hidden // heads))
-    rotary = int(_field(reader, "llama.rope.dimension_count", head_dim))
-    if rotary != head_dim:
-        raise ConversionError(f"the GGUF file rotates {rotary} of {head_dim} dimensions a head; all or none is needed")
-    return LlamaShape(
-        layers=int(_field(reader, "llama.block_count")),
-        hidden=hidden,
-        ffn=int(_field(reader, "llama.feed_forward_length")),
-        heads=heads,
-        kv_heads=int(_field(reader, "llama.attention.head_count_kv", heads)),
-        head_dim=head_dim,
-        vocab_size=len(reader.fields["tokenizer.ggml.tokens"].data),
-        context_tokens=int(_field(reader, "llama.context_length")),
-        rope_base=float(_field(reader, "llama.rope.freq_base", 10_000.0)),
-        norm_epsilon=float(_field(reader, "llama.attention.layer_norm_rms_epsilon")),
-    )
+    def check(self) -> None:
+        """Raise: ConversionError for dimensions that no model has and no graph computes."""
+        widths = (self.hidden, self.ffn, self.heads * self.head_dim, self.kv_heads * self.head_dim)
+        possible = (
+            1 <= self.layers <= _MOST_LAYERS
+            and all(1 <= width <= _MOST_WIDTH for width in widths)
+            and self.heads >= 1
+            and self.kv_heads >= 1
+            and self.heads % self.kv_heads == 0
+            and self.head_dim % 16 == 0
+            and 2 <= self.vocab_size <= 1 << 22
+            and self.context_tokens >= 2
+            and 1.0 <= self.rope_base < 1e12
+            and 0.0 < self.norm_epsilon < 1.0
+        )
+        if not possible:
+            raise ConversionError(f"the source states dimensions that cannot be: {self}")
 
 
-def convert(source: Path, target: Path, precision: Precision) -> LlamaShape:
-    """Write ``source`` (GGUF) as an ONNX graph to ``target`` and return its dimensions.
+class Weights(Protocol):
+    """Give a source's tensors by GGUF's names, rows of q and k in the order of rotated halves."""
 
-    I/O: maps the source, writes the target; some seconds of CPU. Raises: ConversionError.
+    def names(self) -> set[str]: ...
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """Return one tensor, ``[out, in]`` for matrices. I/O: reads the source. Raises: ConversionError."""
+        ...
+
+
+def write(
+    weights: Weights, shape: DecoderShape, target: Path, precision: Precision, large: WeightFile | None = None
+) -> None:
+    """Write the graph to ``target``, its large constants to ``large`` if that is given.
+
+    I/O: reads the source, writes the target; some seconds of CPU. Raises: ConversionError.
     """
-    reader = gguf.GGUFReader(str(source))
-    shape = read_shape(reader)
-    _LlamaGraph(reader, shape, precision).write(target)
-    return shape
+    shape.check()
+    _DecoderGraph(weights, shape, precision).write(target, large)
 
 
-def _field(reader: Any, name: str, default: Any = None) -> Any:
-    field = reader.fields.get(name)
-    if field is None:
-        if default is None:
-            raise ConversionError(f"the GGUF file has no {name}; it is damaged or of another kind")
-        return default
-    return field.contents()
-
-
-class _LlamaGraph:
+class _DecoderGraph:
     """Write the graph of one model, layer by layer."""
 
-    def __init__(self, reader: Any, shape: LlamaShape, precision: Precision) -> None:
+    def __init__(self, weights: Weights, shape: DecoderShape, precision: Precision) -> None:
+        self.weights = weights
+        self.tensors = weights.names()
+        self.unread = set(self.tensors)
         self.shape = shape
         self.precision = precision
-        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
         self.graph = GraphWriter("llama")
         self.dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self.onnx_dtype = FLOAT16 if precision == "fp16" else FLOAT
 
-    def write(self, target: Path) -> None:
+    def write(self, target: Path, large: WeightFile | None) -> None:
         graph, shape = self.graph, self.shape
         ids = graph.input("input_ids", INT64, ["tokens"])
         graph.input("places", INT64, ["batch", "sequence"])
@@ -126,7 +119,7 @@ class _LlamaGraph:
         graph.input("seqlens_k", INT32, ["batch"])
         graph.input("total_sequence_length", INT32, [1])
         self._rotary_tables()
-        embedding = self._read("token_embd.weight")
+        embedding = self._read("token_embd.weight", shape.vocab_size, shape.hidden)
         residual = self._embed(ids, embedding)
         normed = graph.node(
             "SimplifiedLayerNormalization",
@@ -143,7 +136,12 @@ class _LlamaGraph:
         flat = graph.constant("logits_shape", np.array([-1, shape.vocab_size], np.int64))
         graph.node("Reshape", [logits, flat], ["logits"])
         graph.output("logits", FLOAT, ["wanted", shape.vocab_size])
-        graph.save(target)
+        if self.unread:
+            some = ", ".join(sorted(self.unread)[:3])
+            raise ConversionError(
+                f"the source holds tensors that the graph does not compute ({some}); it is another kind of model"
+            )
+        graph.save(target, large)
 
     def _layer(self, layer: int, normed: str, residual: str) -> tuple[str, str]:
         """Add one block; return the next block's normed input and the residual stream."""
@@ -153,28 +151,29 @@ class _LlamaGraph:
             # only some positions' logits are asked for: from here on the others need no work
             attended = graph.node("Gather", [attended, "wanted"], axis=0)
             residual = graph.node("Gather", [residual, "wanted"], axis=0)
-        mixed = self._linear(f"{at}.attn_output", [self._read(f"{at}.attn_output.weight")], attended, "coarse")
+        hidden, ffn, heads = self.shape.hidden, self.shape.ffn, self.shape.heads * self.shape.head_dim
+        mixed = self._project(f"{at}.attn_output", [(f"{at}.attn_output", hidden)], heads, attended, "coarse")
         normed, residual = self._add_and_norm(mixed, residual, f"{at}.ffn_norm.weight")
-        gate_up = [self._read(f"{at}.ffn_gate.weight"), self._read(f"{at}.ffn_up.weight")]
-        both = self._linear(f"{at}.ffn_gate_up", gate_up, normed, "bounded", f"{at}.ffn_norm.weight")
+        gate_up = [(f"{at}.ffn_gate", ffn), (f"{at}.ffn_up", ffn)]
+        both = self._project(f"{at}.ffn_gate_up", gate_up, hidden, normed, "bounded", f"{at}.ffn_norm.weight")
         halves = graph.constant("ffn_halves", np.array([self.shape.ffn, self.shape.ffn], np.int64))
         gate, up = f"{at}.gate", f"{at}.up"
         graph.node("Split", [both, halves], [gate, up], axis=-1)
         # QuickGelu with alpha 1 is x * sigmoid(x): SiLU in one pass.
         active = graph.node("QuickGelu", [gate], domain=MICROSOFT, alpha=1.0)
         product = graph.node("Mul", [active, up])
-        fed = self._linear(f"{at}.ffn_down", [self._read(f"{at}.ffn_down.weight")], product, "scaled")
+        fed = self._project(f"{at}.ffn_down", [(f"{at}.ffn_down", hidden)], ffn, product, "scaled")
         following = "output_norm.weight" if last else f"blk.{layer + 1}.attn_norm.weight"
         return self._add_and_norm(fed, residual, following)
 
     def _attention(self, layer: int, normed: str) -> str:
         graph, shape, at = self.graph, self.shape, f"blk.{layer}"
-        weights = [
-            _unpermute(self._read(f"{at}.attn_q.weight"), shape.heads),
-            _unpermute(self._read(f"{at}.attn_k.weight"), shape.kv_heads),
-            self._read(f"{at}.attn_v.weight"),
-        ]
-        packed = self._to_batch(self._linear(f"{at}.attn_qkv", weights, normed, "bounded", f"{at}.attn_norm.weight"))
+        query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        parts = [(f"{at}.attn_q", query), (f"{at}.attn_k", key), (f"{at}.attn_v", key)]
+        packed = self._project(f"{at}.attn_qkv", parts, shape.hidden, normed, "bounded", f"{at}.attn_norm.weight")
+        if f"{at}.attn_q_norm.weight" in self.tensors:
+            packed = self._norm_heads(at, packed)
+        packed = self._to_batch(packed)
         cache: list[str | int] = ["batch", shape.kv_heads, "capacity", shape.head_dim]
         past = [graph.input(f"past_{kind}.{layer}", self.onnx_dtype, cache) for kind in ("key", "value")]
         present = [f"present_{kind}.{layer}" for kind in ("key", "value")]
@@ -192,6 +191,24 @@ class _LlamaGraph:
             rotary_interleaved=0,
         )
         return self._to_tokens(attended, shape.heads * shape.head_dim)
+
+    def _norm_heads(self, at: str, packed: str) -> str:
+        """Normalize each head of the queries and keys, as qwen3 does before it rotates them."""
+        graph, shape = self.graph, self.shape
+        sizes = [shape.heads * shape.head_dim, *[shape.kv_heads * shape.head_dim] * 2]
+        names = [f"{at}.query", f"{at}.key", f"{at}.value"]
+        graph.node("Split", [packed, graph.constant("qkv_sizes", np.array(sizes, np.int64))], names, axis=-1)
+        apart = graph.constant("heads_shape", np.array([0, -1, shape.head_dim], np.int64))
+        together = graph.constant("features_shape", np.array([0, 1, -1], np.int64))
+        normed = []
+        for name, part in zip(names[:2], ("attn_q_norm", "attn_k_norm"), strict=True):
+            gain = self._norm(f"{at}.{part}.weight", shape.head_dim)
+            heads = graph.node("Reshape", [name, apart])
+            heads = graph.node(
+                "SimplifiedLayerNormalization", [heads, gain], axis=-1, epsilon=shape.norm_epsilon, stash_type=1
+            )
+            normed.append(graph.node("Reshape", [heads, together]))
+        return graph.node("Concat", [*normed, names[2]], axis=-1)
 
     def _to_batch(self, value: str) -> str:
         """Lay tokens ``[tokens, 1, features]`` out as ``[batch, sequence, features]``."""
@@ -213,6 +230,28 @@ class _LlamaGraph:
         )
         return normed, total
 
+    def _project(
+        self,
+        name: str,
+        parts: list[tuple[str, int]],
+        inputs: int,
+        value: str,
+        activations: integer.Activations,
+        norm: str | None = None,
+    ) -> str:
+        """Multiply by the matrices of ``parts`` (name, outputs), laid side by side, and add the biases that there are."""
+        weights = [self._read(f"{part}.weight", outputs, inputs) for part, outputs in parts]
+        product = self._linear(name, weights, value, activations, norm)
+        if not any(f"{part}.bias" in self.tensors for part, _ in parts):
+            return product
+        biases = [
+            self._read(f"{part}.bias", outputs) if f"{part}.bias" in self.tensors else np.zeros(outputs, np.float32)
+            for part, outputs in parts
+        ]
+        return self.graph.node(
+            "Add", [product, self.graph.constant(f"{name}.bias", np.concatenate(biases).astype(self.dtype))]
+        )
+
     def _linear(
         self,
         name: str,
@@ -228,7 +267,7 @@ class _LlamaGraph:
         """
         weight = weights[0] if len(weights) == 1 else np.concatenate(weights)
         if self.precision == "int8":
-            gain = 0.0 if norm is None else float(np.abs(self._read(norm)).max())
+            gain = 0.0 if norm is None else float(np.abs(self._read(norm, self.shape.hidden)).max())
             bound = gain * float(np.sqrt(weight.shape[1]))
             return integer.integer_matmul(self.graph, name, weight, value, activations, bound)
         if self.precision == "int4":
@@ -276,11 +315,12 @@ class _LlamaGraph:
         return graph.node("Reshape", [graph.node("Mul", [centred, spread]), flat])
 
     def _project_head(self, normed: str, embedding: NDArray[np.float32]) -> str:
-        weight = self._read("output.weight") if "output.weight" in self.tensors else embedding
+        tied = "output.weight" not in self.tensors
+        weight = embedding if tied else self._read("output.weight", self.shape.vocab_size, self.shape.hidden)
         if self.precision == "int4":
             # it decides between 49,152 words, and 4 bits are seen there
             return self._blocks_matmul("head", quantize_int8(weight), normed)
-        if self.precision == "int8" or "output.weight" in self.tensors:
+        if self.precision == "int8" or not tied:
             return self._linear("head", [weight], normed, "bounded", "output_norm.weight")
         # Gemm reads the embedding the other way round, so that the file holds it once.
         table = self.graph.constant("token_embd", embedding.astype(self.dtype))
@@ -290,27 +330,26 @@ class _LlamaGraph:
     def _rotary_tables(self) -> None:
         half = self.shape.head_dim // 2
         frequencies = self.shape.rope_base ** (-np.arange(half, dtype=np.float64) / half)
+        if "rope_freqs.weight" in self.tensors:
+            # llama 3.1 stretches its slow rotations by factors that it brings along
+            frequencies = frequencies / np.maximum(self._read("rope_freqs.weight", half).astype(np.float64), 1e-6)
         angles = np.arange(self.shape.context_tokens, dtype=np.float64)[:, None] * frequencies[None, :]
         self.graph.constant("rotary_cos", np.cos(angles).astype(self.dtype))
         self.graph.constant("rotary_sin", np.sin(angles).astype(self.dtype))
 
-    def _norm(self, name: str) -> str:
-        return self.graph.constant(name, self._read(name).astype(self.dtype))
+    def _norm(self, name: str, size: int | None = None) -> str:
+        return self.graph.constant(name, self._read(name, size or self.shape.hidden).astype(self.dtype))
 
-    def _read(self, name: str) -> NDArray[np.float32]:
-        """Dequantize one tensor to float32, ``[out, in]`` for matrices."""
-        tensor = self.tensors.get(name)
-        if tensor is None:
-            raise ConversionError(f"the GGUF file has no tensor {name}; it is damaged or not a plain llama")
-        if tensor.tensor_type.name not in READABLE:
+    def _read(self, name: str, *dimensions: int) -> NDArray[np.float32]:
+        """Read one tensor, which must have these dimensions. Raises: ConversionError."""
+        if name not in self.tensors:
+            raise ConversionError(f"the source has no tensor {name}; it is damaged or of another kind")
+        self.unread.discard(name)
+        value = self.weights.read(name)
+        if value.shape != dimensions:
             raise ConversionError(
-                f"tensor {name} is stored as {tensor.tensor_type.name}; take a file quantized as one of {', '.join(READABLE)}"
+                f"tensor {name} has the shape {value.shape}; by the source's own dimensions it is {dimensions}"
             )
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        return np.asarray(values, np.float32).reshape(tuple(int(n) for n in reversed(tensor.shape)))
-
-
-def _unpermute(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Undo GGUF's interleaving of each head's rows, which serves a rotation of neighbours; ours rotates halves."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+        if not np.isfinite(value).all():
+            raise ConversionError(f"tensor {name} holds values that are not finite; the source is damaged")
+        return value
