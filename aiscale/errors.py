@@ -1,5 +1,6 @@
 """Name every way in which aiscale says no. No HTTP in here: the faces translate a code into their own dialect."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -62,6 +63,7 @@ class AiscaleError(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
         headers: dict[str, str] | None = None,
+        facts: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -70,6 +72,8 @@ class AiscaleError(Exception):
         self.retry_after_s = retry_after_s
         self.headers = headers or {}
         """Facts that every face may pass on as they are, such as the rate limit's state."""
+        self.facts = dict(facts or {})
+        """The numbers behind a refusal, for who asks later why. Not for the answer."""
 
     def __repr__(self) -> str:
         return f"AiscaleError({self.code.value!r}, {self.message!r})"

@@ -78,10 +78,10 @@ def beat_once(serving: Serving, orphans: Orphans) -> None:
         pipeline.zadd(keys.LEASES, {in_hand.job.job_id: lease_end_ms}, xx=True)
         renewed.append(in_hand)
         if cancelled is not None:
-            serving.abort(in_hand.job.job_id, "cancelled")
+            serving.abort(in_hand.job.job_id, "cancelled", cancelled.decode())
         elif in_hand.job.reply_to in gone and not in_hand.keep_log:
             log.warning("the process that waits for a job is gone", extra={"job_id": in_hand.job.job_id})
-            serving.abort(in_hand.job.job_id, "cancelled")
+            serving.abort(in_hand.job.job_id, "cancelled", "the process that waited for it was lost")
     if not serving.closing:
         pipeline.set(keys.worker_presence(WORKER_ID), _describe(serving), ex=keys.WORKER_PRESENCE_TTL_S)
         for model in serving.versions:
@@ -125,7 +125,7 @@ def obey(serving: Serving, data: bytes) -> None:
         log.warning("an order cannot be read: %s", error)
         return
     if control.order == "cancel":
-        serving.abort(control.job_id, "cancelled")
+        serving.abort(control.job_id, "cancelled", control.reason)
     elif control.order == "work":
         intake.work_beside(serving, control.scope.removeprefix("model:"))
     elif control.order == "kill":

@@ -126,6 +126,14 @@ lately."""
 RECOVERING = PREFIX + "recovering"
 """String: epoch ms at which settlement noticed that `EPOCH` is missing. Written by spend.recovery; lives a minute."""
 
+REFUSED = PREFIX + "refused"
+"""Stream: requests that were refused, some one by one and all as counts, one ``RefusedBatch`` of spend.refusal_log (field ``0``) an entry.
+Written by web processes each half second; capped at about `REFUSED_MAXLEN` entries, since it is comfort and not money. Consumer group:
+``refusals`` (spend), which deletes what it has written down."""
+
+REFUSED_MAXLEN = 1_000
+GROUP_REFUSALS = "refusals"
+
 # --- identity, as the gate sees it: written by accounts.mirror alone -----------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from apps.chat.models import Conversation, Message
 from apps.inference import catalog, completions, prompts
 from apps.inference.completions import CompletionRequest, Run
 from apps.inference.prompts import ChatMessage
+from apps.spend import refusal_log
 
 MAX_TEXT_CHARS = 32_000
 TITLE_CHARS = 60
@@ -78,11 +79,12 @@ async def launch(turn: Turn, user_id: str) -> Run:
 
     I/O: SQL for the history, then as `completions.start`. Raises: AiscaleError.
     """
+    caller, request_id = None, make_public_id("req")
     try:
         caller = await callers.get_by_user(user_id, turn.organization_id)
         messages = await _fit(turn, caller.plan)
         request = CompletionRequest(
-            request_id=make_public_id("req"),
+            request_id=request_id,
             source="chat",
             model=turn.model,
             messages=messages,
@@ -94,6 +96,7 @@ async def launch(turn: Turn, user_id: str) -> Run:
         return await completions.start(request, caller)
     except AiscaleError as error:
         failure = error
+        refusal_log.note(request_id, error, source="chat", caller=caller, model=turn.model)
         await on_thread(lambda: fail(turn.job_id, failure))
         raise
 

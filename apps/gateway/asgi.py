@@ -17,6 +17,7 @@ from apps.gateway import idempotency
 from apps.gateway.cors import make_preflight_headers
 from apps.gateway.endpoints import ROUTER
 from apps.gateway.exchange import Disconnected, Exchange, Receive, Scope, Send
+from apps.spend import refusal_log
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ async def _answer(exchange: Exchange) -> None:
     except Disconnected:
         return
     except AiscaleError as error:
+        refusal_log.note(exchange.request_id, error, source="api", caller=exchange.caller)
         await exchange.send_failure(error)
     except UNAVAILABLE as error:
         log.error("Redis failed: %s", error, extra={"request_id": exchange.request_id})
@@ -76,7 +78,7 @@ async def _route(exchange: Exchange) -> None:
             f"{method[:20]} is not allowed for {exchange.path[:200]}. Use {' or '.join(allowed)}.",
             headers={"allow": ", ".join(allowed)},
         )
-    caller = await _authenticate(exchange)
+    caller = exchange.caller = await _authenticate(exchange)
     if route.body == "stream":
         await route.answer(exchange, caller, b"")
         return

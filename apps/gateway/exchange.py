@@ -10,6 +10,7 @@ from django.conf import settings
 
 from aiscale.db import make_public_id
 from aiscale.errors import AiscaleError, Code
+from apps.accounts.callers import Caller
 from apps.gateway.compression import COMPRESSED_FROM_BYTES, choose_encoding, compress, decompress
 from apps.gateway.cors import make_headers
 from apps.gateway.dialects import Dialect, choose_dialect
@@ -47,6 +48,8 @@ class Exchange:
         """The variable parts of the path, by the names that its route gives them."""
         self.query_string: bytes = scope.get("query_string", b"")
         self.request_id = make_public_id("req")
+        self.caller: Caller | None = None
+        """Who asks, once that is known."""
         self.failed = False
         """Whether the answer tells of a failure though its status was good: a stream that broke."""
         self.left = False

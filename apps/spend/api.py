@@ -1,16 +1,16 @@
-"""Answer ``/api/v1/usage``: the same statement as the page's, for programs. A bearer key or a browser's session says who asks."""
+"""Answer ``/api/v1/usage`` and ``/api/v1/requests``: what the pages say, for programs. A bearer key or a session says who asks."""
 
 from typing import Any
 
 import msgspec
-from django.http import HttpResponse
+from django.http import Http404, HttpResponse
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from apps.accounts.models import ApiKey, User
-from apps.spend import statement_files, statements, visibility
+from apps.spend import explanations, statement_files, statements, visibility
 from apps.spend.statement_files import format_amount
 from apps.spend.statements import Statement
 from apps.spend.usage_views import read_days, stream_csv
@@ -57,6 +57,21 @@ class RequestsFile(APIView):
         return stream_csv("requests", scope, read_days(request._request, scope), statement_files.iter_requests)
 
 
+class RequestView(APIView):
+    """``GET /api/v1/requests/<x-request-id>``: why it was refused, or why it cost what it cost."""
+
+    def get(self, request: Request, request_id: str) -> Response:
+        assert isinstance(request.user, User)
+        parts = explanations.explain(request_id, request.user)
+        if isinstance(request.auth, ApiKey):
+            # a key speaks for one organization, whatever else its maker may see
+            parts = [part for part in parts if part.organization_id == request.auth.organization.public_id]
+        if not parts:
+            raise Http404
+        value = {"object": "request.explanation", "request_id": request_id, "jobs": []}
+        return Response(value | {"jobs": [_describe_part(part) for part in parts]})
+
+
 def read_scope(request: Request) -> Scope:
     """Return what the key or the session may see. I/O: up to two SQL statements. Raises: AiscaleError (NOT_FOUND)."""
     assert isinstance(request.user, User)
@@ -86,6 +101,14 @@ def _describe(statement: Statement) -> dict[str, Any]:
             for unit in ("nanousd", "usd")
         },
     }
+
+
+def _describe_part(part: explanations.Explanation) -> dict[str, Any]:
+    values: dict[str, Any] = msgspec.to_builtins(part)
+    if isinstance(part, explanations.Charge):
+        for name in ("cost", "hold", "given_back", "costs_now"):
+            values = _with_usd(values, name)
+    return values
 
 
 def _with_usd(line: dict[str, Any], name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from django.contrib import admin
 from django.db.models import QuerySet, Sum
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404
+from django.shortcuts import get_object_or_404, redirect
 from django.urls import reverse
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action
@@ -15,7 +15,7 @@ from aiscale.db import format_usd
 from apps.accounts import audit
 from apps.spend import confirmation, corrections, periods
 from apps.spend.correction_forms import AdjustmentForm, CreditForm, RefundForm
-from apps.spend.models import Correction, LedgerEntry, LedgerTransaction, UsageRecord
+from apps.spend.models import Correction, LedgerEntry, LedgerTransaction, RefusedRequest, UsageRecord
 
 BIGGEST_SPENDERS = 20
 
@@ -96,7 +96,13 @@ class UsageRecordAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     exclude = ["cost_nanousd", "hold_nanousd", "prompt_nanousd_per_token", "completion_nanousd_per_token"]
     readonly_fields = ["cost", "held_at_most", "prompt_price", "completion_price"]
     inlines = [CorrectionInline]
-    actions_detail = ["refund"]
+    actions_detail = ["explain", "refund"]
+
+    @action(description="Explain", url_path="explain", permissions=["view"])
+    def explain(self, request: HttpRequest, object_id: int) -> HttpResponse:
+        """Go to the page that says why this request costs what it costs."""
+        record = get_object_or_404(UsageRecord, pk=object_id)
+        return redirect("spend:request", record.request_id)
 
     @action(description="Refund", url_path="refund", permissions=["correct"])
     def refund(self, request: HttpRequest, object_id: int) -> HttpResponse:
@@ -151,6 +157,19 @@ class EntryInline(ReadOnly, TabularInline):  # type: ignore[misc]
     @admin.display(description="amount")
     def amount(self, entry: LedgerEntry) -> str:
         return format_usd(entry.amount_nanousd)
+
+
+@admin.register(RefusedRequest)
+class RefusedRequestAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["occurred_at", "code", "organization_id", "model", "source", "message"]
+    list_filter = ["code", "source"]
+    search_fields = ["=request_id", "=organization_id", "=user_id", "=key_id"]
+    search_help_text = (
+        "The exact id of a request, organization, user or key. Of many refusals at once only some are here."
+    )
+    date_hierarchy = "occurred_at"
+    ordering = ["-occurred_at"]
+    show_full_result_count = False
 
 
 @admin.register(LedgerTransaction)

@@ -65,6 +65,7 @@ class UsageRecord(models.Model):
             ),
         ]
         indexes = [
+            models.Index(fields=["request_id"], name="usage_by_request"),
             models.Index(fields=["organization_id", "-occurred_at"], name="usage_by_organization"),
             # sums of budgets, from the index alone
             models.Index(fields=["occurred_at"], include=["cost_nanousd"], name="usage_cost_by_time"),
@@ -391,3 +392,5 @@ class SpendTotal(models.Model):
 
 
 from apps.spend.alert_models import AlertDelivery, WebhookEndpoint  # noqa: E402, F401  # tables of this app too
+from apps.spend.refusal_models import RefusalCount as RefusalCount  # noqa: E402  # the tables of apps.spend.refusal_log
+from apps.spend.refusal_models import RefusedRequest as RefusedRequest  # noqa: E402

@@ -99,8 +99,9 @@ def rate_headers(rate: Sequence[str]) -> dict[str, str]:
 
 def make_error(refusal: Refusal) -> AiscaleError:
     """Word a refusal: what was wrong, and what to do next."""
+    facts = {**refusal.facts, "model": refusal.model, "plan": refusal.plan}
     if refusal.code in _IDENTITY:
-        return AiscaleError(refusal.code, _IDENTITY[refusal.code])
+        return AiscaleError(refusal.code, _IDENTITY[refusal.code], facts=facts)
     word = {
         Code.KILLED: _killed,
         Code.MODEL_NOT_ALLOWED: _model_not_allowed,
@@ -111,7 +112,9 @@ def make_error(refusal: Refusal) -> AiscaleError:
         Code.BUDGET_EXHAUSTED: _budget_exhausted,
     }[refusal.code]
     message, retry_after_s = word(refusal)
-    return AiscaleError(refusal.code, message, retry_after_s=retry_after_s, headers=rate_headers(refusal.rate))
+    return AiscaleError(
+        refusal.code, message, retry_after_s=retry_after_s, headers=rate_headers(refusal.rate), facts=facts
+    )
 
 
 def describe_kill(scope: str, reason: str, until_at: datetime | None = None) -> str:

@@ -1,8 +1,8 @@
-"""Map ``/account/usage/``, the pages of what was used, and an organization's webhooks."""
+"""Map ``/account/usage/`` and ``/account/requests/``, the pages of what was used, and an organization's webhooks."""
 
 from django.urls import include, path
 
-from apps.spend import usage_views, webhook_views
+from apps.spend import request_views, usage_views, webhook_views
 
 app_name = "spend"
 
@@ -18,4 +18,6 @@ urlpatterns = [
     path("usage/", usage_views.show_usage, name="usage"),
     path("usage/statement.csv", usage_views.download_statement, name="statement_csv"),
     path("usage/requests.csv", usage_views.download_requests, name="requests_csv"),
+    path("requests/", request_views.list_requests, name="requests"),
+    path("requests/<str:request_id>/", request_views.show_request, name="request"),
 ]

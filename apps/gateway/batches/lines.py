@@ -16,6 +16,7 @@ from apps.gateway.exchange import Exchange
 from apps.gateway.models import Batch, BatchLine
 from apps.inference import replays
 from apps.inference.lanes import name_job
+from apps.spend import refusal_log
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ async def run(batch: Batch, line: BatchLine, caller: Caller) -> None:
     try:
         await routes["POST"].answer(captured, caller, line.body.encode())
     except AiscaleError as error:
-        await _take_refusal(line, error, captured)
+        await _take_refusal(line, error, captured, caller)
     except UNAVAILABLE:
         await _wait(line, unavailable())
     except Exception:
@@ -98,13 +99,14 @@ async def _look_back(line: BatchLine) -> None:
         line.attempt += 1
 
 
-async def _take_refusal(line: BatchLine, error: AiscaleError, captured: Captured) -> None:
+async def _take_refusal(line: BatchLine, error: AiscaleError, captured: Captured, caller: Caller) -> None:
     """Keep a refusal as the line's answer. Raises: Later, when it is to be tried again."""
     if error.code in OUR_FAULT and line.attempt < MAX_ATTEMPTS:
         line.attempt += 1
         await _wait(line, error)
     if error.retry_after_s is not None or error.code is Code.KILLED:
         await _wait(line, error)
+    refusal_log.note(captured.request_id, error, source="batch", caller=caller)
     captured.status = captured.dialect.status_of(error)
     captured.value = captured.dialect.word(error, captured.request_id)
 

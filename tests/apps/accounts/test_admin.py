@@ -19,7 +19,7 @@ from apps.accounts.models import AuditEvent, Membership, Organization, Plan, Use
 from apps.chat import turns
 from apps.inference.models import Model, Upstream
 from apps.spend import killswitch, prices, rerating, settlement, webhooks
-from apps.spend.models import Budget
+from apps.spend.models import Budget, RefusedRequest
 from tests.apps.conftest import Cast
 from tests.apps.spend.cast import ADA, make_finished
 
@@ -43,6 +43,7 @@ def browser(cast: Cast) -> Client:
     terms = prices.terms_of(prices.map_current()["smollm2-135m-instruct"])
     order = rerating.Order("smollm2-135m-instruct", now - timedelta(hours=1), now, terms)
     rerating.order(order, reason="Wrong", by=audit.by_user(root))
+    RefusedRequest.objects.create(request_id="req_1", source="api", code="killed", message="Stopped.", occurred_at=now)
     with transaction.atomic():
         audit.record("plan.change", target="plan:free", by=audit.by_user(root))
     upstream = Upstream(name="acme", base_url="https://api.acme.example/v1")

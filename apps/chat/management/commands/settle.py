@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand
 
 from apps.chat import departures, transcripts
 from apps.inference import reaper, stopping
-from apps.spend import settlement
+from apps.spend import refusal_writer, settlement
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ WORKS: dict[str, Callable[[threading.Event], None]] = {
     "departures": departures.run,
     "reaper": reaper.run,
     "stopping": stopping.run,
+    "refusals": refusal_writer.run,
 }
 
 
