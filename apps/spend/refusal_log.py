@@ -153,7 +153,11 @@ def note(request_id: str, error: AiscaleError, *, source: str, caller: Caller | 
 
 def describe_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return a refusal's numbers as numbers, where they are some."""
-    return {name: int(value) if re.fullmatch(r"-?[0-9]{1,18}", str(value)) else value for name, value in facts.items() if value}
+    return {
+        name: int(value) if re.fullmatch(r"-?[0-9]{1,18}", str(value)) else value
+        for name, value in facts.items()
+        if value
+    }
 
 
 def _text(value: object, most: int) -> str:
