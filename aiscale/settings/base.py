@@ -230,6 +230,8 @@ REST_FRAMEWORK = {
 
 # accounts knows no models: it asks for their names here
 LIST_MODEL_NAMES = "apps.inference.catalog.list_slugs"
+# nor what the apps above it keep of a person (apps.accounts.personal_data)
+PERSONAL_DATA = ["apps.spend.personal_data", "apps.chat.personal_data", "apps.gateway.personal_data"]
 SPECTACULAR_SETTINGS = {"SCHEMA_PATH_PREFIX": "/api/v1", "OAS_VERSION": "3.1.0", "DISABLE_ERRORS_AND_WARNINGS": True}
 
 # views of Django and DRF are limited by django-ratelimit over the shared Redis cache

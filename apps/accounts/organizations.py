@@ -90,7 +90,10 @@ def delete(by: User, organization: Organization, *, actor: audit.Actor | None = 
 
 
 def close(organization: Organization, by: audit.Actor) -> None:
-    """End a locked organization: no members, keys or invitations any more. I/O: SQL, a Redis trip for each key."""
+    """End a locked organization: no members, keys or invitations any more, and nothing that it kept. I/O: SQL, a Redis trip for each
+    key."""
+    from apps.accounts import personal_data
+
     now = timezone.now()
     organization.deleted_at = now
     organization.save(update_fields=["deleted_at", "updated_at"])
@@ -99,6 +102,7 @@ def close(organization: Organization, by: audit.Actor) -> None:
         state=Invitation.State.REVOKED, ended_at=now, updated_at=now, send_at=None
     )
     keys = revoke_keys(organization.api_keys.all(), by, reason="The organization was deleted.")
+    personal_data.forget_organization(organization)
     record("organization.delete", organization, by, members=members, keys_revoked=keys)
 
 

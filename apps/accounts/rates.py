@@ -37,6 +37,8 @@ CREATE_ORGANIZATION = Limit("accounts.create_organization", rate="20/d", ip_rate
 INVITE = Limit("accounts.invite", rate="100/h", ip_rate="300/h")
 ADD_WEBHOOK = Limit("accounts.add_webhook", rate="20/h", ip_rate="60/h")
 TEST_WEBHOOK = Limit("accounts.test_webhook", rate="30/h", ip_rate="90/h")
+EXPORT = Limit("accounts.export", rate="10/h")
+DELETE_ACCOUNT = Limit("accounts.delete_account", rate="10/h", ip_rate="30/h")
 LOGIN = Limit("accounts.login", ip_rate="30/m", account_rate="100/h", guess_rate="10/5m")
 SIGNUP = Limit("accounts.signup", ip_rate="30/h", account_rate="10/h")
 RESET_PASSWORD = Limit("accounts.reset_password", ip_rate="30/h", account_rate="5/h")

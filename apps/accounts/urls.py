@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from apps.accounts import invitation_views, key_views, organization_views
+from apps.accounts import account_views, invitation_views, key_views, organization_views
 
 app_name = "accounts"
 
@@ -21,6 +21,9 @@ _organization = [
 ]
 
 urlpatterns = [
+    path("", account_views.show_account, name="account"),
+    path("export/", account_views.export, name="export"),
+    path("delete/", account_views.delete, name="delete_account"),
     path("keys/", key_views.show_keys, name="keys"),
     path("keys/<str:key_id>/revoke/", key_views.revoke, name="revoke_key"),
     path("organizations/", organization_views.show_organizations, name="organizations"),

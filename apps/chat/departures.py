@@ -47,6 +47,15 @@ def sweep() -> int:
     return len(gone)
 
 
+def cancel_all(job_ids: list[str]) -> None:
+    """Cancel the answers of who is gone for good. Without Redis their deadline ends them. I/O: one Redis trip each."""
+    try:
+        # a loop of its own: the web process's must keep its client
+        asyncio.run(_cancel(job_ids))
+    except redis_clients.UNAVAILABLE as error:
+        log.warning("%d answers go on until their deadline: %s", len(job_ids), error)
+
+
 async def _cancel(job_ids: list[str]) -> None:
     for job_id in job_ids:
         await queue.cancel(job_id, "not a member any more")

@@ -17,6 +17,7 @@ from apps.gateway.models import Batch, StoredResponse
 from apps.inference.models import Upstream
 from apps.spend import killswitch, settlement, webhooks
 from apps.spend.models import Budget, Rerating, SpendAlert
+from apps.spend.refusal_models import RefusedRequest
 from tests.apps.conftest import Cast
 from tests.apps.spend.cast import ADA, USD, make_finished
 
@@ -46,7 +47,17 @@ class World:
         Membership.objects.filter(user=self.users["removed"]).delete()
         for user in self.users.values():
             organizations.ensure_personal_organization(user)
-        settlement.settle(make_finished(self.acme.public_id))
+        by_member = {"user_id": self.users["member"].public_id, "request_id": "req_member"}
+        settlement.settle(make_finished(self.acme.public_id, **by_member))
+        RefusedRequest.objects.create(
+            organization_id=self.acme.public_id,
+            user_id=self.users["member"].public_id,
+            request_id="req_refused",
+            code="killed",
+            message="Stopped",
+            source="api",
+            occurred_at=timezone.now(),
+        )
         killswitch.trip("model:old", reason="Retired", by=ADA)
         self._fill_admin()
         self.keys = self._make_keys()
@@ -103,6 +114,7 @@ class World:
             "file_id": "file_1",
             "response_id": "resp_1",
             "batch_id": "batch_1",
+            "request_id": "req_member",
             "endpoint_id": self.endpoint.public_id,
             "model": CHAT,
         }
