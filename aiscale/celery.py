@@ -19,6 +19,8 @@ app.conf.beat_schedule = {
     "finish-lost-responses": {"task": "aiscale.gateway.finish_lost", "schedule": 15.0, "options": {"expires": 15}},
     "forget-expired": {"task": "aiscale.gateway.forget_expired", "schedule": 300.0, "options": {"expires": 300}},
     "deliver-alerts": {"task": "aiscale.spend.deliver_alerts", "schedule": 10.0, "options": {"expires": 10}},
+    "publish-traffic": {"task": "aiscale.inference.publish_traffic", "schedule": 10.0, "options": {"expires": 10}},
+    "watch-canaries": {"task": "aiscale.inference.watch_canaries", "schedule": 5.0, "options": {"expires": 5}},
     "rerate": {"task": "aiscale.spend.rerate", "schedule": 60.0, "options": {"expires": 60}},
     "carry-credits": {"task": "aiscale.spend.carry_all", "schedule": 600.0, "options": {"expires": 600}},
     # the net below invitations' mails, which are sent at once: takes what was not sent because a process or the mail server was away

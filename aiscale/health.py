@@ -76,12 +76,11 @@ def _check_models() -> str:
     from apps.inference import presence
     from apps.inference.models import Model
 
-    served: dict[str, set[str]] = {}
-    for worker in presence.list_workers():
-        for slug, version in worker.models.items():
-            served.setdefault(slug, set()).add(version)
+    served = presence.read_served()
     enabled = dict(Model.objects.filter(is_enabled=True, upstream=None).values_list("slug", "version"))
-    missing = sorted(slug for slug, version in enabled.items() if version not in served.get(slug, set()))
+    missing = sorted(
+        slug for slug, version in enabled.items() if not any(version in each for each in served.get(slug, ()))
+    )
     if not enabled:
         return "the catalog is empty"
     return f"no worker serves {', '.join(missing)}" if missing else "ok"

@@ -21,6 +21,7 @@ FIRST_TOKEN_SECONDS = Histogram(
     ["model"],
     buckets=LATENCY_BUCKETS_S,
 )
+CANARIES_ROLLED_BACK = Counter("aiscale_canaries_rolled_back", "Versions rolled back by themselves", ["model"])
 JOBS_FINISHED = Counter("aiscale_jobs_finished", "Jobs ended, by reason", ["model", "finish_reason"])
 TOKENS = Counter("aiscale_tokens", "Tokens settled", ["model", "kind"])
 SETTLED = Counter("aiscale_settled", "Usage records written by settlement", ["outcome"])

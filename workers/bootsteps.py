@@ -8,6 +8,7 @@ from typing import Any
 from celery import bootsteps
 from celery.signals import worker_shutting_down
 
+from aiscale.wire.keys import celery_queue
 from workers import serving
 
 log = logging.getLogger(__name__)
@@ -16,16 +17,29 @@ GRACE_S = 5.0
 """How long running answers may go on after the worker was told to stop."""
 
 
+_worker: Any = None
+
+
 class ServingStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """Own the process's `Serving`."""
 
     requires = {"celery.worker.components:Pool"}
 
     def start(self, worker: Any) -> None:
+        global _worker
+        _worker = worker
         serving.open_serving()
 
     def stop(self, worker: Any) -> None:
         serving.close_serving()
+
+
+def take_tickets(model: str) -> None:
+    """Have this worker's consumer take the tickets of a model that came while it ran."""
+    consumer = getattr(_worker, "consumer", None)
+    if consumer is not None:
+        name = celery_queue(model)
+        consumer.call_soon(consumer.add_task_queue, name, name, "direct", name)
 
 
 @worker_shutting_down.connect

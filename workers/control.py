@@ -17,8 +17,12 @@ from workers.config import WORKER_ID, get_redis
 from workers.orphans import Orphans
 from workers.publish import JobInHand
 from workers.serving import Serving
+from workers.versions import read_traffic
 
 log = logging.getLogger(__name__)
+
+REFRESH_EVERY_S = 2.0
+"""How soon a version that requests are to be sent to, or a model that is new on the disk, is loaded."""
 
 READ_ORDERS_EVERY_S = 0.4
 """A kill order whose message was missed is in force within this; all of it must be within a second."""
@@ -26,7 +30,7 @@ READ_ORDERS_EVERY_S = 0.4
 
 def start_control(serving: Serving) -> None:
     """Start the heartbeat and the listener on threads of their own."""
-    for work in (_beat, _listen):
+    for work in (_beat, _listen, _refresh):
         threading.Thread(target=work, args=(serving,), name=f"control{work.__name__}", daemon=True).start()
 
 
@@ -91,6 +95,29 @@ def beat_once(serving: Serving, orphans: Orphans) -> None:
         in_hand.lease_end_ms = lease_end_ms
 
 
+def read_traffic_at_start() -> dict[str, list[str]]:
+    """Return what the catalog says, or nothing: then the newest of each is served, until it says something. I/O: one Redis trip."""
+    try:
+        return read_traffic()
+    except (RedisError, OSError) as error:
+        log.warning("the catalog's traffic is not known yet: %s", error)
+        return {}
+
+
+def _refresh(serving: Serving) -> None:
+    from workers.bootsteps import take_tickets
+
+    while not serving.closing:
+        time.sleep(REFRESH_EVERY_S)
+        try:
+            for model in serving.refresh(read_traffic()):
+                take_tickets(model)
+        except (RedisError, OSError) as error:
+            log.warning("models cannot be looked for: %s", error)
+        except Exception:
+            log.exception("what is to be served cannot be told")
+
+
 def _listen(serving: Serving) -> None:
     while True:
         try:
@@ -148,7 +175,8 @@ def _describe(serving: Serving) -> bytes:
     return msgspec.json.encode(
         {
             "worker_id": WORKER_ID,
-            "models": serving.versions,
+            "models": {name: versions[0] for name, versions in serving.versions.items()},
+            "versions": serving.versions,
             "providers": serving.providers,
             "running": running,
             "waiting": waiting,

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +13,58 @@ from aiscale.observability import ENCODER_BATCH_TEXTS, ENGINE_STEP_SECONDS, ENGI
 from aiscale.wire import scopes
 from aiscale.wire.jobs import EncodeJob, GenerateJob
 from aiscale.wire.manifest import TOKENIZER_FILE, Manifest
-from workers.config import ENV, list_served
+from workers.config import ENV
 from workers.engine.encoding import BatchReport, EncoderThread, EncodeTask
 from workers.engine.engine import Engine
 from workers.engine.runner_fake import FakeEncoder
-from workers.engine.sequence import Sequence
 from workers.engine.vocabulary import Vocabulary
 from workers.generation import Generation
 from workers.generators import open_engine
 from workers.lanes import Lanes
 from workers.publish import JobInHand, Publisher
+from workers.versions import list_wanted
 
 log = logging.getLogger(__name__)
 
 ENCODER_LANES = 3
 """One batch is computed while the next one is fetched, and a large job does not keep all others out."""
 
+RELOAD_AFTER_S = 60.0
+"""How long a version that could not be loaded is left alone."""
+
 _serving: "Serving | None" = None
 _ready = threading.Event()
 
 
-class Serving:
-    """Serve the models of this worker. Methods may be called from any thread."""
+@dataclass(frozen=True)
+class Served:
+    """Hold what computes one version of a model."""
 
-    def __init__(self) -> None:
-        """I/O: loads every model."""
+    thread: Engine | EncoderThread
+    vocabulary: Vocabulary | None
+
+
+class Serving:
+    """Serve the models of this worker, some in several versions. Methods may be called from any thread, `refresh` from one."""
+
+    def __init__(self, traffic: dict[str, list[str]] | None = None) -> None:
+        """``traffic`` names the versions of each model that requests are sent to. I/O: loads every model."""
         self.publisher = Publisher()
         self.jobs: dict[str, JobInHand] = {}
-        self.versions: dict[str, str] = {}
+        self.versions: dict[str, list[str]] = {}
+        """What is served, by model; the version that most requests are for comes first."""
         self.providers: list[str] = _choose_providers()
         self.started_at_ms = time.time_ns() // 1_000_000
         self.closing = False
         self.draining = False
         """Whether the worker was told to stop: it takes no more jobs."""
         self.lanes: dict[str, Lanes] = {}
-        self._vocabularies: dict[str, Vocabulary] = {}
         self.orders: dict[str, scopes.Order] = {}
         """What is stopped, by scope, as this worker has heard it."""
-        self._engines: dict[str, Engine] = {}
-        self._encoders: dict[str, EncoderThread] = {}
-        for directory, manifest in list_served():
+        self._served: dict[tuple[str, str], Served] = {}
+        self._unwanted_since: dict[tuple[str, str], float] = {}
+        self._failed_at: dict[tuple[str, str], float] = {}
+        for directory, manifest in list_wanted(traffic or {}).values():
             self._load(directory, manifest)
 
     def submit(self, in_hand: JobInHand) -> None:
@@ -59,13 +72,17 @@ class Serving:
         job = in_hand.job
         self.take(in_hand)
         try:
-            if isinstance(job, GenerateJob):
+            served = self._find(job)
+            if served is None:
+                # its traffic was to come only when every worker had it: this one lost it, or is about to get it
+                missing = f"this worker does not serve {job.model} {job.model_version}"
+                self.publisher.finish(in_hand, "error", error=missing, code="worker_lost")
+            elif isinstance(job, GenerateJob):
                 self.publisher.start_job(in_hand)
-                self._engines[job.model].submit(self._make_sequence(in_hand, job))
+                self._submit_generation(served, in_hand, job)
             else:
-                self._encoders[job.model].submit(self._make_encode_task(in_hand, job))
-        except KeyError:
-            self.publisher.finish(in_hand, "error", error=f"this worker does not serve the model {job.model!r}")
+                assert isinstance(served.thread, EncoderThread)
+                served.thread.submit(self._make_encode_task(in_hand, job))
         except (ValueError, RuntimeError) as error:
             self.publisher.finish(in_hand, "error", error=str(error))
 
@@ -78,14 +95,13 @@ class Serving:
     def abort(self, job_id: str, reason: Any, message: str | None = None) -> None:
         """End a job at its engine's next step, if it is here."""
         in_hand = self.jobs.get(job_id)
-        if in_hand is None:
+        served = None if in_hand is None else self._find(in_hand.job)
+        if served is None:
             return
-        if isinstance(in_hand.job, GenerateJob):
-            engine = self._engines.get(in_hand.job.model)
-            if engine is not None:
-                engine.abort(job_id, reason, message)
-        elif in_hand.job.model in self._encoders:
-            self._encoders[in_hand.job.model].abort(job_id, f"{reason}: {message or ''}")
+        if isinstance(served.thread, Engine):
+            served.thread.abort(job_id, reason, message)
+        else:
+            served.thread.abort(job_id, f"{reason}: {message or ''}")
 
     def find_order(self, job: GenerateJob | EncodeJob) -> scopes.Order | None:
         """Return the order that stops a job, if there is one. I/O: none."""
@@ -94,33 +110,58 @@ class Serving:
 
     def counts(self) -> tuple[int, int]:
         """Return (running, waiting) over all models."""
-        both = [thread.counts() for thread in self._threads().values()]
+        both = [served.thread.counts() for served in list(self._served.values())]
         return sum(pair[0] for pair in both), sum(pair[1] for pair in both)
 
     def find_dead(self) -> str | None:
         """Name a model whose thread is gone."""
-        return next((name for name, thread in self._threads().items() if not thread.is_alive), None)
+        gone = (key for key, served in self._served.items() if not served.thread.is_alive)
+        # one that was let go of just now is not dead
+        return next((key[0] for key in gone if key in self._served), None)
 
-    def _threads(self) -> dict[str, Engine | EncoderThread]:
-        return {**self._engines, **self._encoders}
+    def refresh(self, traffic: dict[str, list[str]]) -> list[str]:
+        """Load the versions that requests are to be sent to, and let go of those that have had none for as long as one may live.
+
+        Returns the models that are new here. I/O: reads the models directory, loads models. One thread calls it.
+        """
+        wanted, known = list_wanted(traffic), set(self.versions)
+        for key, (directory, manifest) in wanted.items():
+            if key in self._served or time.monotonic() - self._failed_at.get(key, -RELOAD_AFTER_S) < RELOAD_AFTER_S:
+                continue
+            try:
+                self._load(directory, manifest)
+            except Exception:
+                log.exception("version %s cannot be loaded", manifest.version, extra={"model": manifest.name})
+                self._failed_at[key] = time.monotonic()
+        for key in list(self._served):
+            others = any(other[0] == key[0] and other in wanted for other in self._served)
+            if key in wanted or not others:
+                self._unwanted_since.pop(key, None)
+            elif time.monotonic() - self._unwanted_since.setdefault(key, time.monotonic()) > ENV.request_deadline_s:
+                self._unload(key)
+        for name, versions in self.versions.items():
+            versions.sort(
+                key=lambda version: traffic[name].index(version) if version in traffic.get(name, ()) else len(versions)
+            )
+        return [name for name in self.versions if name not in known]
+
+    def _find(self, job: GenerateJob | EncodeJob) -> Served | None:
+        return self._served.get((job.model, job.model_version))
 
     def close(self) -> None:
         """Stop all threads; jobs that still run end as errors, those that said nothing yet are left to the reaper."""
         self.closing = self.draining = True
-        for thread in self._threads().values():
-            thread.stop()
+        for served in list(self._served.values()):
+            served.thread.stop()
         self.publisher.flush(5.0)
 
     def _load(self, directory: Path, manifest: Manifest) -> None:
-        started = time.monotonic()
-        name = manifest.name
+        started, name = time.monotonic(), manifest.name
         if manifest.kind == "generate":
-            self._vocabularies[name] = Vocabulary(
-                Tokenizer.from_file(str(directory / TOKENIZER_FILE)), manifest.vocab_size, manifest.eos_token_ids
-            )
-            engine = open_engine(directory, manifest, self.providers)
-            engine.start(f"engine-{name}")
-            self._engines[name] = engine
+            tokenizer = Tokenizer.from_file(str(directory / TOKENIZER_FILE))
+            vocabulary = Vocabulary(tokenizer, manifest.vocab_size, manifest.eos_token_ids)
+            served = Served(open_engine(directory, manifest, self.providers), vocabulary)
+            lanes = Lanes("generate", ENV.engine_slots)
         else:
             encoder = EncoderThread(
                 _open_encoder(directory, manifest, self.providers),
@@ -129,18 +170,32 @@ class Serving:
                 max_wait_s=ENV.encoder_wait_ms / 1000,
                 on_batch=_meter_batches(name),
             )
-            encoder.start(f"encoder-{name}")
-            self._encoders[name] = encoder
-        generates = manifest.kind == "generate"
-        self.lanes[name] = Lanes("generate", ENV.engine_slots) if generates else Lanes("encode", ENCODER_LANES)
-        self.versions[name] = manifest.version
+            served, lanes = Served(encoder, None), Lanes("encode", ENCODER_LANES)
+        served.thread.start(f"{manifest.kind}-{name}-{manifest.version}")
+        self._served = {**self._served, (name, manifest.version): served}
+        self.lanes.setdefault(name, lanes)
+        self.versions = {**self.versions, name: [*self.versions.get(name, []), manifest.version]}
         log.info("loaded in %.1f s", time.monotonic() - started, extra={"model": name, "event": "model.loaded"})
 
-    def _make_sequence(self, in_hand: JobInHand, job: GenerateJob) -> Sequence:
-        engine = self._engines[job.model]
-        vocabulary = self._vocabularies[job.model]
+    def _unload(self, key: tuple[str, str]) -> None:
+        name, version = key
+        served = self._served[key]
+        if served.thread.counts() != (0, 0):
+            return
+        self._served = {other: kept for other, kept in self._served.items() if other != key}
+        self.versions = {**self.versions, name: [kept for kept in self.versions[name] if kept != version]}
+        self._unwanted_since.pop(key, None)
+        served.thread.stop()
+        if isinstance(served.thread, Engine):
+            served.thread.runner.close()
+        log.info("let go of version %s", version, extra={"model": name, "event": "model.unloaded"})
+
+    def _submit_generation(self, served: Served, in_hand: JobInHand, job: GenerateJob) -> None:
+        engine, vocabulary = served.thread, served.vocabulary
+        assert isinstance(engine, Engine)
+        assert vocabulary is not None  # generators have one
         generation = Generation(in_hand, job, vocabulary, self.publisher, engine.abort, lambda: self.closing)
-        return generation.make_sequence()
+        engine.submit(generation.make_sequence())
 
     def _make_encode_task(self, in_hand: JobInHand, job: EncodeJob) -> EncodeTask:
         def on_done(vectors: Any, error: str | None) -> None:
@@ -160,11 +215,11 @@ class Serving:
 
 def open_serving() -> Serving:
     """Load everything and start the heartbeat, once a process."""
-    from workers.control import start_control
+    from workers.control import read_traffic_at_start, start_control
 
     global _serving
     if _serving is None:
-        _serving = Serving()
+        _serving = Serving(read_traffic_at_start())
         start_control(_serving)
         _ready.set()
     return _serving

@@ -99,8 +99,8 @@ def breaker(provider: str) -> str:
 
 
 def worker_presence(worker_id: str) -> str:
-    """String: JSON {worker_id, models: {slug: version}, providers, running, waiting, started_at_ms}. Written by that worker each
-    `HEARTBEAT_MS`, lives 5 s."""
+    """String: JSON {worker_id, models: {slug: main version}, versions: {slug: [version]}, providers, running, waiting, started_at_ms}.
+    Written by that worker each `HEARTBEAT_MS`, lives 5 s."""
     return f"{PREFIX}worker:{worker_id}"
 
 
@@ -114,6 +114,10 @@ def model_served(model: str) -> str:
 
 
 MODEL_SERVED_TTL_S = 86_400
+
+TRAFFIC = PREFIX + "traffic"
+"""Hash: model -> JSON list of the versions that its requests are sent to, the main one first. Workers load them. Written by
+inference.traffic alone; no TTL, made anew each ten seconds."""
 
 SETTLEMENT_PRESENCE = PREFIX + "settlement:alive"
 """String: epoch ms. Written by the settlement process every second, lives 5 s."""

@@ -45,7 +45,27 @@ async def refuse_model_deletion(exchange: Exchange, caller: Caller, body: bytes)
 
 
 def _describe(model: CatalogModel) -> dict[str, Any]:
-    return {"id": model.slug, "object": "model", "created": model.created_at_s, "owned_by": "aiscale"}
+    """Say what OpenAI's clients know, and what else helps to choose."""
+    head = {"id": model.slug, "object": "model", "created": model.created_at_s, "owned_by": "aiscale"}
+    return {**head, "aiscale": describe_capabilities(model)}
+
+
+def describe_capabilities(model: CatalogModel) -> dict[str, Any]:
+    """Say what a model can be asked for; ``batch_invariant``: its greedy and seeded answers are the same whatever shares their batch."""
+    facts: dict[str, Any] = {"name": model.name, "kind": model.kind, "context_tokens": model.context_tokens}
+    if model.upstream is not None:
+        return {**facts, "served_by": "upstream", "endpoints": ["chat.completions", "responses", "messages"]}
+    facts |= {"served_by": "workers", "version": model.version, "precision": model.precision}
+    if model.kind == "embed":
+        return {**facts, "dimensions": model.dimensions, "endpoints": ["embeddings"]}
+    chats = ["chat.completions", "responses", "messages"] if model.takes_chats else []
+    formats = ["text", "json_object", "json_schema"]
+    return {
+        **facts,
+        "endpoints": [*chats, "completions"],
+        "response_formats": formats,
+        "batch_invariant": model.batch_invariant,
+    }
 
 
 def _describe_to_anthropic(model: CatalogModel) -> dict[str, Any]:

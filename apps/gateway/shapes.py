@@ -144,6 +144,8 @@ class Model(Shape):
     object: Literal["model"]
     created: int
     owned_by: str
+    aiscale: dict[str, Any]
+    """What it can be asked for: endpoints, context_tokens, version, precision, batch_invariant, dimensions."""
 
 
 class ModelList(Shape):

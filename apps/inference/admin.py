@@ -14,6 +14,7 @@ from unfold.admin import ModelAdmin
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextInputWidget
 
 from aiscale.money_forms import format_per_million
+from apps.inference import version_admin  # noqa: F401  # registers its page
 from apps.inference.models import Model, Upstream
 from apps.inference.upstream_client import is_allowed
 from apps.spend.models import Price

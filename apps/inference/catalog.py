@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
+from typing import Any
 
 import msgspec
 from django.db import Error as DatabaseError
 
 from aiscale.errors import AiscaleError, Code
 from apps.accounts.callers import PlanLimits, on_thread
-from apps.inference.models import Model
+from apps.inference.models import Model, ModelVersion
 from apps.spend import prices
 from apps.spend.prices import Terms
 
@@ -34,6 +35,14 @@ class UpstreamRoute(msgspec.Struct, frozen=True, kw_only=True):
     retries: int
 
 
+class Canary(msgspec.Struct, frozen=True, kw_only=True):
+    """Name a version that gets ``weight`` of a hundred requests beside the main one."""
+
+    version: str
+    weight: int
+    context_tokens: int
+
+
 class CatalogModel(msgspec.Struct, frozen=True, kw_only=True):
     """Describe an enabled model with the price in force (``terms``, of the row ``price_id``); ``created_at_s`` is epoch seconds."""
 
@@ -48,6 +57,11 @@ class CatalogModel(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: int
     created_at_s: int
     upstream: UpstreamRoute | None = None
+    canaries: tuple[Canary, ...] = ()
+    batch_invariant: bool = False
+    """Whether an answer is the same whatever shares its batch."""
+    precision: str = ""
+    takes_chats: bool = True
     fallback: str | None = None
     """The slug of the model that answers when this one cannot."""
 
@@ -55,7 +69,7 @@ class CatalogModel(msgspec.Struct, frozen=True, kw_only=True):
 async def get_model(slug: str, kind: str | None = None) -> CatalogModel:
     """Return an enabled model, of ``kind`` when that is given.
 
-    I/O: two SQL statements a second. Raises: AiscaleError (MODEL_NOT_FOUND, INVALID_REQUEST for another kind, BACKEND_UNAVAILABLE).
+    I/O: three SQL statements a second. Raises: AiscaleError (MODEL_NOT_FOUND, INVALID_REQUEST for another kind, BACKEND_UNAVAILABLE).
     """
     await _refresh()
     model = _models.get(slug)
@@ -137,6 +151,9 @@ def forget() -> None:
 
 def _read() -> dict[str, CatalogModel]:
     current = prices.map_current()
+    versions: dict[int, list[ModelVersion]] = {}
+    for version in ModelVersion.objects.order_by("-weight", "pk"):
+        versions.setdefault(version.model_id, []).append(version)
     models = {}
     for row in Model.objects.filter(is_enabled=True).select_related("upstream", "fallback"):
         if row.upstream is not None and not row.upstream.is_enabled:
@@ -159,8 +176,23 @@ def _read() -> dict[str, CatalogModel]:
             created_at_s=int(row.created_at.timestamp()),
             upstream=_make_route(row),
             fallback=row.fallback.slug if row.fallback is not None else None,
+            **_describe_versions(row, versions.get(row.pk, [])),
         )
     return models
+
+
+def _describe_versions(row: Model, versions: list[ModelVersion]) -> dict[str, Any]:
+    """Return what a catalog's model says of its versions."""
+    main = next((version for version in versions if version.version == row.version), None)
+    canaries = tuple(
+        Canary(version=version.version, weight=version.weight, context_tokens=version.context_tokens)
+        for version in versions
+        if version.weight and version.version != row.version
+    )
+    if main is None:
+        return {"canaries": canaries}
+    facts = {"batch_invariant": main.batch_invariant, "precision": main.precision, "takes_chats": main.takes_chats}
+    return {"canaries": canaries, **facts}
 
 
 def _make_route(row: Model) -> UpstreamRoute | None:

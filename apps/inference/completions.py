@@ -13,7 +13,7 @@ from aiscale.wire.events import Delta, Event, Finished
 from aiscale.wire.jobs import BillingTag, EncodeJob, GenerateJob, Grammar, Sampling
 from apps.accounts import callers
 from apps.accounts.callers import Caller, PlanLimits
-from apps.inference import catalog, grammars, lanes, prompts, queue
+from apps.inference import catalog, grammars, lanes, prompts, queue, traffic
 from apps.inference.catalog import CatalogModel
 from apps.inference.prompts import ChatMessage
 from apps.inference.waiting import Wait
@@ -128,6 +128,8 @@ async def start_local(request: CompletionRequest, caller: Caller, model: Catalog
     """Admit a request and queue it for our own workers. I/O and Raises: as `start`."""
     plan = await callers.get_plan(caller.plan)
     model, plan = lanes.apply(caller, model, plan)
+    job_id = request.job_id or lanes.name_job(request.request_id)
+    model = await traffic.choose_version(model, job_id)
     prompt = request.prompt_token_ids
     if prompt is None:
         prompt = await prompts.build_prompt(model, request.messages)
@@ -136,7 +138,6 @@ async def start_local(request: CompletionRequest, caller: Caller, model: Catalog
     sampling = make_sampling(request, model, max_tokens)
     if request.grammar is not None:
         await grammars.check(request.grammar)
-    job_id = request.job_id or lanes.name_job(request.request_id)
     now_ms = time.time_ns() // 1_000_000
     deadline_at_ms = now_ms + settings.ENV.request_deadline_s * 1000
     hold_nanousd = model.terms.cost_nanousd(len(prompt), max_tokens * request.n)

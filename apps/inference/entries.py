@@ -1,8 +1,10 @@
 """Enter converted models into the catalog, each with a price to start with."""
 
+from django.db import transaction
+
 from aiscale.wire.manifest import Manifest
 from apps.accounts import audit
-from apps.inference.models import Model
+from apps.inference.models import Model, ModelVersion
 from apps.spend import prices
 
 _PRICES = {
@@ -19,10 +21,11 @@ _TITLES = {
 }
 
 
-def enter(manifest: Manifest) -> str:
-    """Make or update a model's row, and say what was done; name, prices and description stay as their owner left them.
+def enter(manifest: Manifest, *, switch: bool) -> str:
+    """Make or update a model's rows, and say what was done; name, prices and description stay as their owner left them.
 
-    A model without a price gets one. I/O: some SQL statements.
+    A model without a price gets one. A version that is new beside another gets requests at once with ``switch``, else when
+    `traffic` says so; one that was entered before stays as it is. I/O: some SQL statements.
     """
     title, description = _TITLES.get(manifest.name, (manifest.name, ""))
     if manifest.name not in prices.map_current():
@@ -33,22 +36,37 @@ def enter(manifest: Manifest) -> str:
         "context_tokens": manifest.context_tokens,
         "dimensions": manifest.dimensions,
     }
-    row, created = Model.objects.get_or_create(
-        slug=manifest.name,
+    with transaction.atomic():
+        defaults = {"name": title, "description": description, **facts}
+        row, created = Model.objects.select_for_update().get_or_create(slug=manifest.name, defaults=defaults)
+        known = ModelVersion.objects.filter(model=row, version=manifest.version).exists()
+        _enter_version(row, manifest)
+        if created:
+            return "new"
+        if row.version == manifest.version or known:
+            return "unchanged"
+        if not switch:
+            return f"version {manifest.version} stands beside {row.version}, without requests so far"
+        for name, value in facts.items():
+            setattr(row, name, value)
+        row.save(update_fields=[*facts, "updated_at"])
+        return "updated"
+
+
+def _enter_version(row: Model, manifest: Manifest) -> None:
+    ModelVersion.objects.update_or_create(
+        model=row,
+        version=manifest.version,
         defaults={
-            "name": title,
-            "description": description,
-            **facts,
+            "precision": manifest.precision,
+            "batch_invariant": manifest.batch_invariant,
+            "context_tokens": manifest.context_tokens,
+            "size_bytes": sum(manifest.file_sizes_bytes.values()),
+            "source": manifest.source[:300],
+            "license": manifest.license[:100],
+            "takes_chats": manifest.chat_template is not None,
         },
     )
-    if created:
-        return "new"
-    if all(getattr(row, name) == value for name, value in facts.items()):
-        return "unchanged"
-    for name, value in facts.items():
-        setattr(row, name, value)
-    row.save(update_fields=[*facts, "updated_at"])
-    return "updated"
 
 
 def _set_first_price(manifest: Manifest) -> None:

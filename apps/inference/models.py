@@ -46,6 +46,8 @@ class Model(Row):
     name = models.CharField(max_length=120)
     kind = models.CharField(max_length=16, choices=Kind.choices)
     version = models.CharField(max_length=64)
+    previous_version = models.CharField(max_length=64, blank=True, db_default="", editable=False)
+    """The one before `version`: what a roll-back without a canary returns to."""
     description = models.CharField(max_length=300, blank=True)
     is_enabled = models.BooleanField(default=True, help_text="A model that is not enabled does not exist for callers.")
     context_tokens = models.PositiveIntegerField("context, tokens")
@@ -76,3 +78,37 @@ class Model(Row):
 
     def __str__(self) -> str:
         return self.slug
+
+
+class ModelVersion(Row):
+    """Know one version of a model: what its files are, and how many of a hundred requests it gets beside the main one.
+
+    Written by `apps.inference.traffic` and `apps.inference.entries` alone.
+    """
+
+    PUBLIC_ID_PREFIX = "mdv"
+
+    model = models.ForeignKey(Model, on_delete=models.CASCADE, related_name="versions")
+    version = models.CharField(max_length=64)
+    precision = models.CharField(max_length=8)
+    batch_invariant = models.BooleanField("batch-invariant", default=False)
+    context_tokens = models.PositiveIntegerField("context, tokens")
+    size_bytes = models.PositiveBigIntegerField(default=0)
+    source = models.CharField(max_length=300, blank=True)
+    license = models.CharField(max_length=100, blank=True)
+    takes_chats = models.BooleanField(default=False)
+    weight = models.PositiveSmallIntegerField("of 100 requests", default=0)
+    canary_since = models.DateTimeField(null=True, blank=True)
+    rolled_back_at = models.DateTimeField(null=True, blank=True)
+    rolled_back_because = models.CharField(max_length=300, blank=True)
+    alert_due = models.BooleanField(default=False)
+    """Whether the staff are still to be told that it was rolled back."""
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["model", "version"], name="model_version_is_one"),
+            models.CheckConstraint(name="model_version_weight_is_possible", condition=models.Q(weight__lte=99)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model.slug} {self.version}"

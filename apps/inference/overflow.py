@@ -3,9 +3,7 @@
 The answer is then the fallback model's, at its own price, under the limits and kill switches that hold for it.
 """
 
-import asyncio
 import logging
-import time
 from functools import partial
 
 from aiscale import redis as redis_clients
@@ -17,12 +15,8 @@ from apps.inference.completions import CompletionRequest, Run
 
 log = logging.getLogger(__name__)
 
-FRESH_S = 1.0
 SUFFIX = "_f"
 """Ends the names of jobs that took another's place: both may have been begun, and each is settled for itself."""
-
-_served: dict[str, set[str]] = {}
-_fresh_until = 0.0
 
 
 async def start(request: CompletionRequest, caller: Caller, model: CatalogModel) -> Run:
@@ -59,25 +53,8 @@ async def start(request: CompletionRequest, caller: Caller, model: CatalogModel)
 
 
 async def _has_worker(model: CatalogModel) -> bool:
-    global _served, _fresh_until
-    if time.monotonic() >= _fresh_until:
-        try:
-            _served = await asyncio.to_thread(_read_served)
-        except redis_clients.UNAVAILABLE:
-            return True
-        _fresh_until = time.monotonic() + FRESH_S
-    return model.version in _served.get(model.slug, set())
-
-
-def _read_served() -> dict[str, set[str]]:
-    served: dict[str, set[str]] = {}
-    for worker in presence.list_workers():
-        for slug, version in worker.models.items():
-            served.setdefault(slug, set()).add(version)
-    return served
-
-
-def forget() -> None:
-    """Look anew at the next request."""
-    global _fresh_until
-    _fresh_until = 0.0
+    try:
+        served = await presence.map_served()
+    except redis_clients.UNAVAILABLE:
+        return True
+    return any(model.version in versions for versions in served.get(model.slug, ()))

@@ -1,6 +1,8 @@
 """See which workers are there, and what they serve."""
 
+import asyncio
 import logging
+import time
 from typing import Any
 
 import msgspec
@@ -10,16 +12,50 @@ from aiscale.wire import keys
 
 log = logging.getLogger(__name__)
 
+FRESH_S = 1.0
+
+_served: dict[str, list[set[str]]] = {}
+_fresh_until = 0.0
+
 
 class WorkerPresence(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker says of itself each second. ``models`` maps names to versions."""
+    """What a worker says of itself each second. ``models`` maps names to the version that most requests are for."""
 
     worker_id: str
     models: dict[str, str]
+    versions: dict[str, list[str]] = {}
+    """All versions that it serves, by model."""
     providers: list[str]
     running: int
     waiting: int
     started_at_ms: int
+
+
+async def map_served() -> dict[str, list[set[str]]]:
+    """Map each model to the sets of versions that its workers serve, one for each; at most a second old.
+
+    I/O: two Redis trips a second. Raises: redis.exceptions.RedisError, OSError.
+    """
+    global _served, _fresh_until
+    if time.monotonic() >= _fresh_until:
+        _served = await asyncio.to_thread(read_served)
+        _fresh_until = time.monotonic() + FRESH_S
+    return _served
+
+
+def read_served() -> dict[str, list[set[str]]]:
+    """Do `map_served` anew. I/O and Raises: as `list_workers`."""
+    served: dict[str, list[set[str]]] = {}
+    for worker in list_workers():
+        for slug, version in worker.models.items():
+            served.setdefault(slug, []).append({version, *worker.versions.get(slug, ())})
+    return served
+
+
+def forget() -> None:
+    """Look anew at the next request."""
+    global _fresh_until
+    _fresh_until = 0.0
 
 
 def list_workers() -> list[WorkerPresence]:

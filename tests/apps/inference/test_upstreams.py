@@ -22,7 +22,7 @@ from redis import Redis
 from aiscale.wire import keys
 from apps.accounts import audit
 from apps.accounts.callers import on_thread
-from apps.inference import catalog, overflow
+from apps.inference import catalog, presence
 from apps.inference.models import Model, Upstream
 from apps.inference.reaper import Reaper
 from apps.spend import killswitch, prices
@@ -43,7 +43,7 @@ def find_port() -> int:
 @pytest.fixture(autouse=True)
 def private(settings: Any) -> None:
     settings.ENV = dataclasses.replace(settings.ENV, upstreams_private=True)
-    overflow.forget()
+    presence.forget()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ class Command(BaseCommand):
         ]
         new = [manifest for manifest in found if (manifest.name, manifest.version) not in before]
         manifest = (new or found)[0]
-        self.stdout.write(f"catalog: {entries.enter(manifest)}")
+        self.stdout.write(f"catalog: {entries.enter(manifest, switch=False)}")
         self._tell_chats(manifest)
 
     def _convert(self, options: dict[str, Any]) -> None:

@@ -15,6 +15,6 @@ class Command(BaseCommand):
         for _, manifest in list_manifests(settings.ENV.models_dir):
             newest.setdefault(manifest.name, manifest)
         for manifest in newest.values():
-            self.stdout.write(f"{manifest.name} {manifest.version}: {entries.enter(manifest)}")
+            self.stdout.write(f"{manifest.name} {manifest.version}: {entries.enter(manifest, switch=True)}")
         if not newest:
             self.stderr.write(f"No converted model in {settings.ENV.models_dir}.")

@@ -1,0 +1,57 @@
+"""A model that somebody brings is served within seconds, in two versions side by side, without a restart."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from tests.e2e.conftest import Stack, wait_until
+from tests.workers.tiny import TinyLlama
+
+pytestmark = pytest.mark.stack
+NAME = "tiny-qwen3"
+
+
+@pytest.fixture
+def imported(healthy: Stack, client: OpenAI, tmp_path: Path) -> Iterator[Path]:
+    source = TinyLlama(architecture="qwen3").write_gguf(tmp_path / "tiny.gguf")
+    said = healthy.manage("import_model", str(source), "--name", NAME, "--quantize", "int8")
+    assert "catalog: new" in said and "the likeliest token is fp32's" in said
+    yield source
+    healthy.manage(
+        "shell", "-c", f"from apps.inference.models import Model; Model.objects.filter(slug={NAME!r}).delete()"
+    )
+    shutil.rmtree(healthy.models_dir / NAME)
+    wait_until(lambda: NAME not in [model.id for model in client.models.list()], 20)
+
+
+def test_an_imported_model_and_its_versions(healthy: Stack, client: OpenAI, imported: Path) -> None:
+    def chat(**more: Any) -> Any:
+        say: list[Any] = [{"role": "user", "content": "hello tea"}]
+        return client.chat.completions.create(model=NAME, messages=say, max_tokens=3, temperature=0, **more)
+
+    wait_until(lambda: healthy.get_ready()[0] == 200, 60, healthy.read_logs)
+    first = chat()
+    assert first.usage is not None and first.usage.prompt_tokens > 4
+    facts = client.models.retrieve(NAME).model_dump()["aiscale"]
+    assert f"fp_{facts['version']}" == first.system_fingerprint
+    assert facts["batch_invariant"] and "chat.completions" in facts["endpoints"] and facts["precision"] == "int8"
+
+    said = healthy.manage("import_model", str(imported), "--name", NAME, "--quantize", "fp32")
+    other = next(path.name for path in (healthy.models_dir / NAME).iterdir() if path.name != facts["version"])
+    assert f"version {other} stands beside {facts['version']}" in said
+    healthy.manage("model_traffic", NAME, "--canary", other, "--weight", "50")
+    seen: set[str] = set()
+    ends_at = time.monotonic() + 60
+    while len(seen) < 2 and time.monotonic() < ends_at:
+        seen.add(chat().system_fingerprint)
+    assert seen == {f"fp_{facts['version']}", f"fp_{other}"}
+    healthy.manage("model_traffic", NAME, "--promote", other)
+    wait_until(lambda: chat().system_fingerprint == f"fp_{other}", 30)
+    healthy.manage("model_traffic", NAME, "--roll-back", "--reason", "It is no better")
+    wait_until(lambda: chat().system_fingerprint == first.system_fingerprint, 30)
+    assert chat().choices[0].message.content == first.choices[0].message.content
