@@ -25,7 +25,7 @@ class FakeRunner:
         self.kept: dict[int, list[int]] = {}
 
     def compute(self, chunks: Sequence[Chunk], *, every: bool = False) -> NDArray[np.float32]:
-        if any(len(chunk.token_ids) == 1 for chunk in chunks):
+        if self._step_s and any(len(chunk.token_ids) == 1 for chunk in chunks):
             time.sleep(self._step_s)
         logits = self._logits([t for c in chunks for t in (c.token_ids if every else c.token_ids[-1:])])
         for chunk in chunks:

@@ -66,6 +66,10 @@ class OnnxRunner:
                 manifest["precision"],
             )
         self._session = open_session(model_dir / "model.onnx", usable, threads)
+        if CUDA in usable and CUDA not in self._session.get_providers():
+            _log.warning(
+                "the GPU could not be opened, and %s runs on the CPU: look at its driver and libraries", model_dir
+            )
         self._kv_names = [i.name for i in self._session.get_inputs() if i.name.startswith("past_")]
         self._kv = self._open_buffers()
         self._rows = Rows(slots)
