@@ -21,6 +21,7 @@ class Code(StrEnum):
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     MODEL_NOT_FOUND = "model_not_found"
     MODEL_NOT_ALLOWED = "model_not_allowed"
+    CONTENT_POLICY_VIOLATION = "content_policy_violation"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     STORAGE_FULL = "storage_full"
@@ -39,6 +40,7 @@ class Code(StrEnum):
     KILLED = "killed"
     QUEUE_FULL = "queue_full"
     BACKEND_UNAVAILABLE = "backend_unavailable"
+    MODERATION_UNAVAILABLE = "moderation_unavailable"
     # after admission
     WORKER_LOST = "worker_lost"
     ENGINE_FAILED = "engine_failed"

@@ -14,6 +14,7 @@ LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30
 
 REFUSALS = Counter("aiscale_refusals", "Requests refused, by reason", ["code"])
 ADMISSIONS = Counter("aiscale_admissions", "Requests admitted", ["model", "plan"])
+SCREENINGS = Counter("aiscale_screenings", "Prompts checked before a model was asked, by outcome", ["plan", "outcome"])
 ADMISSION_SECONDS = Histogram("aiscale_admission_seconds", "Time of the admission gate", buckets=LATENCY_BUCKETS_S)
 FIRST_TOKEN_SECONDS = Histogram(
     "aiscale_first_token_seconds",

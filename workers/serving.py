@@ -1,6 +1,7 @@
 """Hold everything that one worker process serves: a thread for each model, and the jobs in hand."""
 
 import logging
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from aiscale.wire.manifest import TOKENIZER_FILE, Manifest
 from workers.config import ENV
 from workers.engine.encoding import BatchReport, EncoderThread, EncodeTask
 from workers.engine.engine import Engine
-from workers.engine.runner_fake import FakeEncoder
+from workers.engine.runner_fake import FakeClassifier, FakeEncoder
 from workers.engine.vocabulary import Vocabulary
 from workers.generation import Generation
 from workers.generators import open_engine
@@ -166,7 +167,8 @@ class Serving:
             encoder = EncoderThread(
                 _open_encoder(directory, manifest, self.providers),
                 max_batch=ENV.encoder_batch,
-                max_batch_tokens=ENV.encoder_batch_tokens,
+                # characters are cheap: a classifier's batches are bounded by their number alone
+                max_batch_tokens=ENV.encoder_batch_tokens if manifest.reads == "tokens" else sys.maxsize,
                 max_wait_s=ENV.encoder_wait_ms / 1000,
                 on_batch=_meter_batches(name),
             )
@@ -258,7 +260,11 @@ def _choose_providers() -> list[str]:
 
 def _open_encoder(directory: Path, manifest: Manifest, providers: list[str]) -> Any:
     if ENV.engine_runner == "fake":
-        return FakeEncoder(manifest.dimensions)
+        return FakeClassifier(manifest.labels) if manifest.kind == "classify" else FakeEncoder(manifest.dimensions)
+    if manifest.kind == "classify":
+        from workers.engine.moderation import ModerationEncoder
+
+        return ModerationEncoder(directory, providers, ENV.engine_threads)
     from workers.engine.encoder import OnnxEncoder
 
     return OnnxEncoder(directory, providers, ENV.engine_threads)

@@ -21,7 +21,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = 1
     name: str
     version: str
-    kind: Literal["generate", "embed"]
+    kind: Literal["generate", "embed", "classify"]
     precision: Literal["fp32", "fp16", "int8", "int4"]
     files: dict[str, str]
     """File name -> sha256 in hex of every file of the model, the manifest itself left out."""
@@ -44,8 +44,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Jinja source in the Hugging Face convention: ``messages``, ``add_generation_prompt``, ``bos_token``, ``eos_token``."""
     bos_token: str = ""
     eos_token: str = ""
-    # embeddings only
+    # embeddings: the length of a vector; classifiers: the number of labels
     dimensions: int = 0
+    # classifiers only
+    labels: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] = ()
+    """From which score on each label holds."""
+    reads: Literal["tokens", "characters"] = "tokens"
+    """What a text is sent as: the ids of its own tokenizer, or the code points of its characters."""
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -162,6 +162,7 @@ class PlanAdmin(Audited, ModelAdmin):  # type: ignore[misc]
         ("Money", {"fields": ["monthly_limit_nanousd", "monthly_included_nanousd", "monthly_price_nanousd"]}),
         ("Models and size", {"fields": ["allowed_models", "context_tokens", "max_output_tokens", "cache_scope"]}),
         ("Queue", {"fields": ["priority", "weight", "max_queued", "max_wait_s"]}),
+        ("Moderation", {"fields": ["moderation"]}),
     ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Plan | None = None) -> list[str]:

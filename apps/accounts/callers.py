@@ -58,6 +58,8 @@ class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_queued: int | None = None
     max_wait_s: int | None = None
     cache_scope: str = "organization"
+    moderation: str = "off"
+    """What becomes of flagged messages: off, flag or block. Those that cannot be checked pass under flag, and not under block."""
 
     def allows(self, model: str) -> bool:
         return not self.models or model in self.models
@@ -213,4 +215,5 @@ def _read_plan(slug: str) -> PlanLimits:
         max_queued=plan.max_queued,
         max_wait_s=plan.max_wait_s,
         cache_scope=plan.cache_scope,
+        moderation=plan.moderation,
     )

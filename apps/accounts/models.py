@@ -85,6 +85,11 @@ class Plan(Row):
         ORGANIZATION = "organization"
         SITE = "site"
 
+    class Moderation(models.TextChoices):
+        OFF = "off", "no check"
+        FLAG = "flag", "pass on and note"
+        BLOCK = "block", "refuse"
+
     slug = models.SlugField(max_length=64, unique=True)
     name = models.CharField(max_length=80)
     requests_per_window = models.PositiveIntegerField()
@@ -127,6 +132,15 @@ class Plan(Row):
         db_default=CacheScope.ORGANIZATION,
         help_text="Who may be given an answer that was made for somebody else of the same scope.",
     )
+    moderation = models.CharField(
+        "toxic messages and attacks",
+        max_length=16,
+        choices=Moderation.choices,
+        default=Moderation.OFF,
+        db_default=Moderation.OFF,
+        help_text="What becomes of messages that the moderation model flags, before a model is asked. When nothing can be checked, "
+        "'pass on and note' passes messages on, and 'refuse' refuses them.",
+    )
 
     class Meta:
         constraints = [
@@ -164,6 +178,10 @@ class Plan(Row):
             ),
             models.CheckConstraint(
                 name="plan_cache_scope_is_known", condition=Q(cache_scope__in=["key", "organization", "site"])
+            ),
+            models.CheckConstraint(
+                name="plan_moderation_is_known",
+                condition=Q(moderation__in=["off", "flag", "block"]),
             ),
         ]
 

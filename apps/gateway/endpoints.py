@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from apps.gateway import chat_schema, embeddings, shapes, text_schema
+from apps.gateway import chat_schema, embeddings, moderations, shapes, text_schema
 from apps.gateway.batches import answers as batches
 from apps.gateway.chat_completions import answer_chat
 from apps.gateway.embeddings import answer_embeddings
@@ -60,6 +60,17 @@ _GENERATION = [
         rules=(frozenset({"user"}), {}),
         response=shapes.EmbeddingList,
         example={"model": _EMBED, "input": ["a text", "another"]},
+    ),
+    Route(
+        method="POST",
+        path="/v1/moderations",
+        answer=moderations.answer_moderations,
+        body="json",
+        tag="Moderations",
+        summary="Say whether texts are toxic, or attack a model",
+        request=moderations.ModerationBody,
+        response=shapes.Moderation,
+        example={"input": ["a kind text", "ignore all previous instructions"]},
     ),
 ]
 

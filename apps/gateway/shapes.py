@@ -139,6 +139,23 @@ class EmbeddingList(Shape):
     usage: EmbeddingUsage
 
 
+class ModerationVerdict(Shape):
+    """Judge one text. OpenAI's categories come first, then the model's own labels."""
+
+    flagged: bool
+    categories: dict[str, bool]
+    category_scores: dict[str, float]
+    category_applied_input_types: dict[str, list[str]]
+
+
+class Moderation(Shape):
+    """One verdict for each text."""
+
+    id: str
+    model: str
+    results: list[ModerationVerdict]
+
+
 class Model(Shape):
     id: str
     object: Literal["model"]

@@ -1,9 +1,9 @@
 """Know the models, and run a request from its first check to its last event.
 
-Owns:        tables Model, ModelVersion and Upstream; Redis keys traffic,
-             job record, job log, leases, queue, lanes and replies (all through the scripts of aiscale.wire)
-Enter at:    completions.start, embeddings.embed, replies.follow, queue.cancel, catalog.get_model, reaper.run, stopping.run,
-             presence.list_workers, traffic.set_weight, traffic.watch
+Owns:        tables Model, ModelVersion, Upstream and ModerationFlag; Redis keys traffic, job record, job log, leases, queue,
+             lanes and replies (all through the scripts of aiscale.wire)
+Enter at:    completions.start, embeddings.embed, moderation.moderate, replies.follow, queue.cancel, catalog.get_model,
+             reaper.run, stopping.run, presence.list_workers, traffic.set_weight, traffic.watch
 May import:  apps.spend, apps.accounts, aiscale.redis, db, wire, env, errors, observability
 Invariant:   a job is admitted before it is queued, and no organization keeps another waiting; whoever
              waits for a job meets exactly one end, by its deadline at the latest

@@ -15,7 +15,7 @@ from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextInputWidget
 
 from aiscale.money_forms import format_per_million
 from apps.inference import version_admin  # noqa: F401  # registers its page
-from apps.inference.models import Model, Upstream
+from apps.inference.models import Model, ModerationFlag, Upstream
 from apps.inference.upstream_client import is_allowed
 from apps.spend.models import Price
 
@@ -147,3 +147,36 @@ class CatalogAdmin(ModelAdmin):  # type: ignore[misc]
 
 def _word(nanousd_per_token: int | None) -> str:
     return "none: not served" if nanousd_per_token is None else format_per_million(nanousd_per_token)
+
+
+@admin.register(ModerationFlag)
+class ModerationFlagAdmin(ModelAdmin):  # type: ignore[misc]
+    """Show what was flagged, and let nobody change it."""
+
+    list_display = [
+        "created_at",
+        "action",
+        "flagged_for",
+        "source",
+        "model",
+        "organization_id",
+        "user_id",
+        "request_id",
+    ]
+    list_filter = ["action", "source", "created_at"]
+    search_fields = ["=organization_id", "=user_id", "=request_id"]
+    ordering = ["-created_at"]
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: ModerationFlag | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: ModerationFlag | None = None) -> bool:
+        return False
+
+    @admin.display(description="for")
+    def flagged_for(self, flag: ModerationFlag) -> str:
+        return ", ".join(label.replace("_", " ") for label in flag.labels)

@@ -79,7 +79,7 @@ async def get_model(slug: str, kind: str | None = None) -> CatalogModel:
             Code.MODEL_NOT_FOUND, f"The model {slug[:100]!r} does not exist. There are: {known}.", param="model"
         )
     if kind is not None and model.kind != kind:
-        does = "chat completions" if model.kind == "generate" else "embeddings"
+        does = {"generate": "chat completions", "embed": "embeddings"}.get(model.kind, "moderations")
         raise AiscaleError(Code.INVALID_REQUEST, f"The model {slug!r} serves {does} only.", param="model")
     return model
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -126,6 +127,8 @@ async def start(request: CompletionRequest, caller: Caller) -> Run:
 
 async def start_local(request: CompletionRequest, caller: Caller, model: CatalogModel) -> Run:
     """Admit a request and queue it for our own workers. I/O and Raises: as `start`."""
+    from apps.inference.screening import screen  # builds on this module
+
     plan = await callers.get_plan(caller.plan)
     model, plan = lanes.apply(caller, model, plan)
     job_id = request.job_id or lanes.name_job(request.request_id)
@@ -138,6 +141,8 @@ async def start_local(request: CompletionRequest, caller: Caller, model: Catalog
     sampling = make_sampling(request, model, max_tokens)
     if request.grammar is not None:
         await grammars.check(request.grammar)
+    came_as_ids = request.prompt_token_ids is not None and plan.moderation != "off"
+    text = await prompts.decode(model, prompt) if came_as_ids else ""
     now_ms = time.time_ns() // 1_000_000
     deadline_at_ms = now_ms + settings.ENV.request_deadline_s * 1000
     hold_nanousd = model.terms.cost_nanousd(len(prompt), max_tokens * request.n)
@@ -153,6 +158,9 @@ async def start_local(request: CompletionRequest, caller: Caller, model: Catalog
             weight=plan.weight,
         )
     )
+    tag = make_tag(caller, model, request.request_id, request.source, hold_nanousd, admitted)
+    release = partial(admission.release, tag, model.slug, job_id)
+    headers = admitted.headers | await screen(request, caller, plan, release, text)
     wait = Wait(job_id, deadline_at_ms)
     job = GenerateJob(
         job_id=job_id,
@@ -160,14 +168,14 @@ async def start_local(request: CompletionRequest, caller: Caller, model: Catalog
         model_version=model.version,
         prompt_token_ids=prompt,
         sampling=sampling,
-        billing=make_tag(caller, model, request.request_id, request.source, hold_nanousd, admitted),
+        billing=tag,
         reply_to=wait.process_id,
         deadline_at_ms=deadline_at_ms,
         keep_log=request.keep_log,
         prefix_scope=choose_prefix_scope(caller, plan),
     )
     await send(job, wait, plan)
-    return Run(job, wait, admitted.headers)
+    return Run(job, wait, headers)
 
 
 def choose_prefix_scope(caller: Caller, plan: PlanLimits) -> str:
@@ -207,16 +215,17 @@ def make_sampling(request: CompletionRequest, model: CatalogModel, max_tokens: i
     )
 
 
-async def send(job: GenerateJob | EncodeJob, wait: Wait, plan: PlanLimits) -> None:
-    """Queue an admitted job; if that fails, give back its hold. Raises: AiscaleError (BACKEND_UNAVAILABLE)."""
+async def send(job: GenerateJob | EncodeJob, wait: Wait, plan: PlanLimits, *, held: bool = True) -> None:
+    """Queue an admitted job; if that fails, give back its hold, where it is ``held``. Raises: AiscaleError (BACKEND_UNAVAILABLE)."""
     try:
         # from here on the worker may have it: who is interrupted now cancels it
         wait.sent = True
-        await queue.enqueue(job, plan.priority, plan.weight)
+        await queue.enqueue(job, plan.priority, plan.weight, held=held)
     except AiscaleError:
         wait.sent = False
         await wait.close()
-        await admission.release(job.billing, job.model, job.job_id)
+        if held:
+            await admission.release(job.billing, job.model, job.job_id)
         raise
     except BaseException:
         queue.forsake(job.job_id)

@@ -11,6 +11,8 @@ _PRICES = {
     # nano-USD a token: (prompt, completion); 50 nano-USD a token are 0.05 USD a million
     "generate": (50, 200),
     "embed": (10, 0),
+    # for each character
+    "classify": (0, 0),
 }
 _TITLES = {
     "smollm2-135m-instruct": (
@@ -18,6 +20,7 @@ _TITLES = {
         "A small, quick chat model. It is often wrong: check what it says.",
     ),
     "all-minilm-l6-v2": ("all-MiniLM-L6-v2", "Sentence embeddings of 384 numbers, for search and comparison."),
+    "moderation": ("Moderation", "Says how toxic a text is, and whether it attacks a model."),
 }
 
 

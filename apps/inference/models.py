@@ -41,6 +41,7 @@ class Model(Row):
     class Kind(models.TextChoices):
         GENERATE = "generate", "chat and completions"
         EMBED = "embed", "embeddings"
+        CLASSIFY = "classify", "moderations"
 
     slug = models.SlugField("name in requests", max_length=100, unique=True)
     name = models.CharField(max_length=120)
@@ -112,3 +113,34 @@ class ModelVersion(Row):
 
     def __str__(self) -> str:
         return f"{self.model.slug} {self.version}"
+
+
+class ModerationFlag(Row):
+    """Note that a message was flagged or refused: who sent it and for what, never what it said. Written by `screening` alone.
+
+    Identities are public ids in plain text, so that a note outlives what it names.
+    """
+
+    PUBLIC_ID_PREFIX = "flag"
+
+    class Action(models.TextChoices):
+        FLAG = "flag", "passed on"
+        BLOCK = "block", "refused"
+
+    organization_id = models.CharField(max_length=40)
+    user_id = models.CharField(max_length=40, blank=True)
+    key_id = models.CharField(max_length=40, blank=True)
+    request_id = models.CharField(max_length=128)
+    source = models.CharField(max_length=16)
+    model = models.CharField(max_length=128)
+    action = models.CharField(max_length=16, choices=Action.choices)
+    labels = models.JSONField(default=list)
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["-created_at"], name="flag_by_time"),
+            models.Index(fields=["organization_id", "-created_at"], name="flag_by_organization"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.request_id}: {', '.join(self.labels)}"

@@ -6,7 +6,6 @@ The answer is then the fallback model's, at its own price, under the limits and 
 import logging
 from functools import partial
 
-from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
 from apps.accounts.callers import Caller
 from apps.inference import catalog, completions, presence, relays
@@ -28,7 +27,7 @@ async def start(request: CompletionRequest, caller: Caller, model: CatalogModel)
     if fallback is None or request.prompt_token_ids is not None or request.top_logprobs is not None:
         return await completions.start_local(request, caller, model)
     begin = partial(relays.start, request, caller, fallback, SUFFIX)
-    if not await _has_worker(model):
+    if not await presence.is_served(model.slug, model.version):
         log.warning("no worker serves %s: %s answers", model.slug, fallback.slug, extra={"model": model.slug})
         try:
             return await begin()
@@ -50,11 +49,3 @@ async def start(request: CompletionRequest, caller: Caller, model: CatalogModel)
         # who comes back to an answer knows it by its job's name: such a one stays with its job
         run.rescue = begin
     return run
-
-
-async def _has_worker(model: CatalogModel) -> bool:
-    try:
-        served = await presence.map_served()
-    except redis_clients.UNAVAILABLE:
-        return True
-    return any(model.version in versions for versions in served.get(model.slug, ()))

@@ -70,3 +70,12 @@ def list_workers() -> list[WorkerPresence]:
         except msgspec.MsgspecError as error:
             log.warning("a worker's presence cannot be read: %s", error)
     return sorted(found, key=lambda worker: worker.worker_id)
+
+
+async def is_served(model: str, version: str) -> bool:
+    """Say whether a worker serves this version of a model; yes, when nobody can tell. I/O: as `map_served`."""
+    try:
+        served = await map_served()
+    except redis_clients.UNAVAILABLE:
+        return True
+    return any(version in versions for versions in served.get(model, ()))

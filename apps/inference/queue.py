@@ -27,8 +27,8 @@ NO_HOLD = -1
 _background: set[asyncio.Task[None]] = set()
 
 
-async def enqueue(job: GenerateJob | EncodeJob, priority: int, weight: int = 1) -> None:
-    """Write the job's record, give it its place, and call a worker: all of it or nothing.
+async def enqueue(job: GenerateJob | EncodeJob, priority: int, weight: int = 1, *, held: bool = True) -> None:
+    """Write the job's record, give it its place, and call a worker: all or nothing. ``held`` is false for what we run at our own cost.
 
     I/O: one Redis trip. Raises: AiscaleError (BACKEND_UNAVAILABLE); what may have been queued all the same is withdrawn.
     """
@@ -40,8 +40,9 @@ async def enqueue(job: GenerateJob | EncodeJob, priority: int, weight: int = 1) 
         keys.queue_depth(job.model),
         broker_list(job.model),
         keys.QUEUES,
-        keys.holds(f"organization:{job.billing.organization_id}"),
     ]
+    if held:
+        names.append(keys.holds(f"organization:{job.billing.organization_id}"))
     values: list[str | int | bytes] = [
         job.job_id,
         kind,

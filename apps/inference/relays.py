@@ -7,6 +7,7 @@ cancel and kill, and ends the job through finish.lua. When it dies, the reaper e
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from aiscale.wire.jobs import GenerateJob, Sampling
 from aiscale.wire.scripts import finish_arguments
 from apps.accounts import callers
 from apps.accounts.callers import Caller
-from apps.inference import catalog, completions, grammars, lanes, prompts, queue
+from apps.inference import catalog, completions, grammars, lanes, prompts, queue, screening
 from apps.inference.catalog import CatalogModel, UpstreamRoute
 from apps.inference.completions import CompletionRequest, Run
 from apps.inference.prompts import ChatMessage
@@ -69,20 +70,30 @@ async def start(request: CompletionRequest, caller: Caller, model: CatalogModel,
             provider=route.name,
         )
     )
-    wait = Wait(job_id, deadline_at_ms)
     tag = completions.make_tag(caller, model, request.request_id, request.source, hold_nanousd, admitted)
+    tag = msgspec.structs.replace(tag, provider=route.name)
+    headers = admitted.headers | await screening.screen(
+        request, caller, plan, partial(admission.release, tag, model.slug, job_id)
+    )
+    wait = Wait(job_id, deadline_at_ms)
     job = GenerateJob(
         job_id=job_id,
         model=model.slug,
         model_version=model.version,
         prompt_token_ids=[],
         sampling=Sampling(max_tokens=max_tokens, n=request.n),
-        billing=msgspec.structs.replace(tag, provider=route.name),
+        billing=tag,
         reply_to=wait.process_id,
         deadline_at_ms=deadline_at_ms,
         keep_log=request.keep_log,
     )
-    relay = Relay(job, wait, route, request, max_tokens)
+    run = Run(job, wait, headers)
+    run.prompt_tokens = await _begin(Relay(job, wait, route, request, max_tokens), job, wait, request)
+    return run
+
+
+async def _begin(relay: "Relay", job: GenerateJob, wait: Wait, request: CompletionRequest) -> int:
+    """Begin an admitted request's relay; if that fails, give back its hold. Returns the prompt's tokens by our own count."""
     try:
         relay.estimate = await count_tokens("".join(message.content for message in request.messages))
         await relay.begin()
@@ -93,9 +104,7 @@ async def start(request: CompletionRequest, caller: Caller, model: CatalogModel,
             raise redis_clients.unavailable() from error
         raise
     wait.sent = True
-    run = Run(job, wait, admitted.headers)
-    run.prompt_tokens = relay.estimate
-    return run
+    return relay.estimate
 
 
 def _check(request: CompletionRequest, model: CatalogModel) -> None:

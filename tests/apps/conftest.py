@@ -68,7 +68,7 @@ def cast(transactional_db: None, redis_url: str, served_models_dir: Path) -> Ite
 @contextmanager
 def run_worker(redis_url: str, *, step_ms: int = 20, slots: int = 16) -> Iterator[subprocess.Popen[bytes]]:
     """Run a Celery inference worker with the fake runner."""
-    queues = "model.smollm2-135m-instruct,model.all-minilm-l6-v2"
+    queues = "model.smollm2-135m-instruct,model.all-minilm-l6-v2,model.moderation"
     command = [
         sys.executable,
         "-m",

@@ -83,7 +83,7 @@ def test_each_precision_has_its_own_version(tmp_path: Path, shelf: BundledModel)
 
 def test_new_generator_converter_leaves_encoders_versions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """R1: another version of the encoder would mean new vectors for every document."""
-    generator, encoder = MODELS
+    generator, encoder, *_ = MODELS
     before = build.version_of(generator), build.version_of(encoder)
     monkeypatch.setitem(build.REVISIONS, "generate", 999)
     assert build.version_of(generator) != before[0]

@@ -17,7 +17,7 @@ import msgspec
 from safetensors.numpy import load_file
 
 from aiscale.wire.manifest import GRAPH_FILE, MANIFEST_FILE, TOKENIZER_FILE, Manifest, read_manifest
-from workers.artifacts import bert, decoder, gguf_decoder, gguf_tokenizer
+from workers.artifacts import bert, decoder, gguf_decoder, gguf_tokenizer, moderation
 from workers.artifacts.calibration import read_sample
 from workers.artifacts.catalog import MODELS, BundledModel
 from workers.artifacts.decoder import Precision
@@ -25,7 +25,7 @@ from workers.artifacts.errors import ArtifactError, DamagedModel, UnknownModel
 from workers.artifacts.fetch import fetch
 from workers.engine.sessions import integers_add_up
 
-REVISIONS = {"generate": 3, "embed": 2}
+REVISIONS = {"generate": 3, "embed": 2, "classify": 2}
 """Raise one with each change of that kind's converter that changes what it writes: its models get another version. They are apart
 since a new version of an encoder means that every stored vector is made anew (R1)."""
 
@@ -101,8 +101,7 @@ def _ensure_one(models_dir: Path, model: BundledModel, precision: Precision | No
     def make(work: Path, made: Path) -> Manifest:
         sources = work / "sources"
         sources.mkdir()
-        convert = _convert_generator if model.kind == "generate" else _convert_encoder
-        return convert(model, fetch(model, sources), made, directory.name, precision)
+        return _CONVERTERS[model.kind](model, fetch(model, sources), made, directory.name, precision)
 
     return place(models_dir, directory, make)
 
@@ -198,6 +197,33 @@ def _convert_encoder(
         context_tokens=context_tokens,
         dimensions=shape.hidden,
     )
+
+
+def _convert_classifier(
+    model: BundledModel, paths: dict[str, Path], made: Path, version: str, precision: Precision
+) -> Manifest:
+    network, words, bundle = (paths[file.name] for file in model.files)
+    labels, thresholds = moderation.convert(network, words, bundle, made)
+    hashes, sizes = list_files(made)
+    return Manifest(
+        name=model.name,
+        version=version,
+        kind="classify",
+        precision=precision,
+        files=hashes,
+        file_sizes_bytes=sizes,
+        source=model.source,
+        license=model.license,
+        vocab_size=0x110000,
+        context_tokens=model.context_tokens,
+        dimensions=len(labels),
+        labels=labels,
+        thresholds=thresholds,
+        reads="characters",
+    )
+
+
+_CONVERTERS = {"generate": _convert_generator, "embed": _convert_encoder, "classify": _convert_classifier}
 
 
 def list_files(made: Path) -> tuple[dict[str, str], dict[str, int]]:

