@@ -115,7 +115,7 @@ def read_chat(body: bytes, request_id: str) -> tuple[ChatBody, CompletionRequest
         presence_penalty=chat.presence_penalty,
         frequency_penalty=chat.frequency_penalty,
         repetition_penalty=chat.repetition_penalty,
-        logit_bias=_read_bias(chat.logit_bias),
+        logit_bias=read_bias(chat.logit_bias),
         stop=read_stop(chat.stop),
         seed=chat.seed,
         n=chat.n,
@@ -141,7 +141,8 @@ def _check_ranges(chat: ChatBody) -> None:
         )
 
 
-def _read_bias(bias: dict[str, float]) -> dict[int, float]:
+def read_bias(bias: dict[str, float]) -> dict[int, float]:
+    """Check what tokens are made likelier or rarer. Raises: AiscaleError (INVALID_REQUEST)."""
     if len(bias) > MAX_BIAS:
         raise AiscaleError(
             Code.INVALID_REQUEST, f"logit_bias names {len(bias)} tokens; the most is {MAX_BIAS}.", param="logit_bias"

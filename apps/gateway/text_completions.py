@@ -8,12 +8,15 @@ from typing import Any
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire.events import Delta, Event, Finished
 from apps.accounts.callers import Caller
-from apps.gateway.chat_schema import read_stop
+from apps.gateway.chat_schema import read_bias, read_stop
 from apps.gateway.exchange import Exchange
-from apps.gateway.streaming import COMMENT, check_end, merge, read_whole, with_silences
+from apps.gateway.streaming import COMMENT, check_end, merge, with_silences
+from apps.gateway.text_choices import Offsets, TextChoice, choose_best
 from apps.gateway.text_schema import TextBody, read_text
 from apps.inference import catalog, completions, lanes, prompts
 from apps.inference.completions import CompletionRequest, Run
+
+Answer = tuple[Run, list[TextChoice], Finished]
 
 BUSY = (Code.TOO_MANY_IN_FLIGHT, Code.QUEUE_FULL)
 """Refusals that the end of one of the request's own jobs may lift."""
@@ -34,7 +37,7 @@ async def answer_text(exchange: Exchange, caller: Caller, body: bytes) -> None:
             runs = [await stack.enter_async_context(await completions.start(request, caller)) for request in requests]
             await _stream(exchange, text, runs, echoes)
         else:
-            await _answer_whole(exchange, await _run_all(stack, requests, caller), echoes)
+            await _answer_whole(exchange, text, await _run_all(stack, requests, caller), echoes)
 
 
 def _make_request(exchange: Exchange, text: TextBody, token_ids: list[int], index: int) -> CompletionRequest:
@@ -48,9 +51,15 @@ def _make_request(exchange: Exchange, text: TextBody, token_ids: list[int], inde
         max_tokens=text.max_tokens,
         temperature=text.temperature,
         top_p=text.top_p,
+        presence_penalty=text.presence_penalty,
+        frequency_penalty=text.frequency_penalty,
+        logit_bias=read_bias(text.logit_bias),
         stop=read_stop(text.stop),
         # equal prompts with one seed would be equal answers; each of several has its own
-        seed=None if text.seed is None else text.seed + index,
+        seed=None if text.seed is None else text.seed + index * text.made,
+        n=text.made,
+        # the likelihoods say which are the best
+        top_logprobs=text.logprobs if text.logprobs is not None or text.made == text.n else 0,
     )
 
 
@@ -58,11 +67,9 @@ async def _write_prompt(model: catalog.CatalogModel, prompt: str | list[int]) ->
     return prompt if isinstance(prompt, str) else await prompts.decode(model, prompt)
 
 
-async def _run_all(
-    stack: AsyncExitStack, requests: list[CompletionRequest], caller: Caller
-) -> list[tuple[Run, str, Finished]]:
+async def _run_all(stack: AsyncExitStack, requests: list[CompletionRequest], caller: Caller) -> list[Answer]:
     """Run every request and return the answers in their order. When a limit leaves no room, the rest waits for those that run."""
-    running: dict[int, asyncio.Task[tuple[Run, str, Finished]]] = {}
+    running: dict[int, asyncio.Task[Answer]] = {}
     try:
         for index, request in enumerate(requests):
             run = await _start(stack, request, caller, list(running.values()))
@@ -90,14 +97,25 @@ async def _start(
     raise busy
 
 
-async def _read(run: Run) -> tuple[Run, str, Finished]:
-    return run, *await read_whole(run)
+async def _read(run: Run) -> Answer:
+    """Listen to the end. Raises: AiscaleError for any end but a good one."""
+    choices = [TextChoice() for _ in range(run.n)]
+    async for event in run.events():
+        if isinstance(event, Delta):
+            choices[event.index].take(event)
+        elif isinstance(event, Finished):
+            check_end(run, event)
+            return run, choices, event
+    raise AssertionError("a run ended without its last event")
 
 
-async def _answer_whole(exchange: Exchange, answers: list[tuple[Run, str, Finished]], echoes: list[str]) -> None:
-    choices = [
-        _choice(index, echoes[index] + text, event.finish_reason) for index, (_, text, event) in enumerate(answers)
-    ]
+async def _answer_whole(exchange: Exchange, text: TextBody, answers: list[Answer], echoes: list[str]) -> None:
+    choices: list[dict[str, Any]] = []
+    for (_, made, event), echo in zip(answers, echoes, strict=True):
+        for choice in choose_best(made, text.n):
+            logprobs = None if text.logprobs is None else Offsets().describe(choice.logprobs)
+            said, reason = echo + "".join(choice.text), choice.finish_reason or event.finish_reason
+            choices.append(_choice(len(choices), said, reason, logprobs))
     usage = _usage([event for _, _, event in answers])
     first, last = answers[0][0], answers[-1][0]
     await exchange.send_json(200, _head(first) | {"choices": choices, "usage": usage}, last.headers)
@@ -107,6 +125,7 @@ async def _stream(exchange: Exchange, text: TextBody, runs: list[Run], echoes: l
     with_usage = text.stream_options is not None and text.stream_options.include_usage
     head = _head(runs[0]) | ({"usage": None} if with_usage else {})
     ends: list[Finished] = []
+    offsets = [Offsets() for _ in range(len(runs) * text.n)]
     events: AsyncIterator[tuple[int, Event]] = merge([run.events() for run in runs])
     async for item in with_silences(events):
         index, event = item if item is not None else (0, None)
@@ -117,14 +136,16 @@ async def _stream(exchange: Exchange, text: TextBody, runs: list[Run], echoes: l
             if event is not None and not isinstance(event, Delta | Finished):
                 continue
             await exchange.start_stream(runs[-1].headers)
-            for number, echo in enumerate(echoes):
-                if echo:
+            for number in range(len(runs) * text.n):
+                if echo := echoes[number // text.n]:
                     await exchange.send_event(head | {"choices": [_choice(number, echo)]})
         if event is None:
             await exchange.send_part(COMMENT)
         elif isinstance(event, Delta):
-            await exchange.send_event(head | {"choices": [_choice(index, event.text)]})
-        elif isinstance(event, Finished):
+            number = index * text.n + event.index
+            logprobs = None if text.logprobs is None else offsets[number].describe(list(event.logprobs))
+            await exchange.send_event(head | {"choices": [_choice(number, event.text, event.end, logprobs)]})
+        elif isinstance(event, Finished) and text.n == 1:
             await exchange.send_event(head | {"choices": [_choice(index, "", event.finish_reason)]})
     if with_usage:
         await exchange.send_event(head | {"choices": [], "usage": _usage(ends)})
@@ -141,8 +162,8 @@ def _head(run: Run) -> dict[str, Any]:
     }
 
 
-def _choice(index: int, text: str, finish_reason: str | None = None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+def _choice(index: int, text: str, finish_reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
 def _usage(ends: list[Finished]) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from aiscale.wire.events import TokenLogprob
 from apps.accounts.callers import on_thread
 from apps.accounts.keys import KeyTerms, create_key
+from apps.gateway.text_choices import Offsets
 from tests.apps.conftest import Cast
 from tests.apps.gateway.driver import Exchange, read_events
 
@@ -91,3 +93,62 @@ async def test_a_key_sees_the_models_that_it_may_use(cast: Cast) -> None:
         exchange = Exchange("GET", f"/v1/models/{model}", key=raw)
         await exchange.read()
         assert exchange.status == status
+
+
+async def test_each_prompt_has_several_choices(cast: Cast) -> None:
+    exchange = ask(cast, prompt=["one", "two"], n=2, temperature=1, seed=7, echo=True)
+    answer = await exchange.read_json()
+    assert exchange.status == 200, answer
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert [choice["text"][:3] for choice in answer["choices"]] == ["one", "one", "two", "two"]
+    assert answer["usage"]["completion_tokens"] == 16
+    streamed = ask(cast, prompt=["one", "two"], n=2, temperature=1, seed=7, echo=True, stream=True)
+    *chunks, _ = read_events(await streamed.read())
+    texts, ends = [""] * 4, [""] * 4
+    for chunk in chunks:
+        [choice] = chunk["choices"]
+        texts[choice["index"]] += choice["text"]
+        ends[choice["index"]] += choice["finish_reason"] or ""
+    assert texts == [choice["text"] for choice in answer["choices"]] and ends == ["length"] * 4
+
+
+async def test_the_best_is_the_likeliest_and_all_are_paid_for(cast: Cast) -> None:
+    changes = {"temperature": 1, "seed": 3, "logprobs": 0}
+    made = (await ask(cast, n=4, **changes).read_json())["choices"]
+    best = await ask(cast, n=2, best_of=4, **changes).read_json()
+    made.sort(key=lambda choice: -sum(choice["logprobs"]["token_logprobs"]) / len(choice["logprobs"]["tokens"]))
+    assert [choice["text"] for choice in best["choices"]] == [choice["text"] for choice in made[:2]]
+    assert best["usage"]["completion_tokens"] == 16
+    silent = await ask(cast, best_of=4, temperature=1, seed=3).read_json()
+    assert [(choice["text"], choice["logprobs"]) for choice in silent["choices"]] == [(made[0]["text"], None)]
+
+
+async def test_legacy_logprobs_whole_and_streamed(cast: Cast) -> None:
+    [choice] = (await ask(cast, logprobs=2).read_json())["choices"]
+    told = choice["logprobs"]
+    assert "".join(told["tokens"]) == choice["text"] and len(told["token_logprobs"]) == 4
+    assert told["text_offset"] == [len("".join(told["tokens"][:index])) for index in range(4)]
+    for token, logprob, top in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True):
+        assert logprob <= 0 and top[token] == max(top.values()) == logprob and len(top) == 2
+    *chunks, _ = read_events(await ask(cast, logprobs=2, stream=True).read())
+    pieces = [found for chunk in chunks if (found := chunk["choices"][0]["logprobs"])]
+    assert {name: [entry for piece in pieces for entry in piece[name]] for name in told} == told
+
+
+def test_offsets_count_characters_and_name_broken_tokens() -> None:
+    told = [TokenLogprob("é".encode()[:1], -1.0), TokenLogprob("é".encode()[1:], -2.0), TokenLogprob(b"x", -3.0)]
+    value = Offsets().describe(told)
+    assert value["tokens"] == ["bytes:\\xc3", "bytes:\\xa9", "x"] and value["text_offset"] == [0, 0, 1]
+
+
+async def test_penalties_and_biases_are_honoured(cast: Cast) -> None:
+    from apps.inference import catalog, prompts
+
+    plain = (await ask(cast, logprobs=0).read_json())["choices"][0]["logprobs"]["tokens"]
+    model = await catalog.get_model(CHAT)
+    [first, *_] = await prompts.encode_prompt(model, plain[0])
+    [wanted] = await prompts.encode_prompt(model, "x")
+    biased = await ask(cast, logit_bias={str(first): -100, str(wanted): 100}, max_tokens=2).read_json()
+    assert biased["choices"][0]["text"] == "xx"
+    tired = await ask(cast, logit_bias={str(wanted): 2}, frequency_penalty=2, presence_penalty=2).read_json()
+    assert "xx" not in tired["choices"][0]["text"]
