@@ -253,9 +253,10 @@ for _, pair in ipairs({{'plan', plan[6]}, {'key', key[8]}}) do
     if (explain or not allowed) and refuses(allowed, 'model_not_allowed', 'whose', whose, 'models', models) then return refusal end
   end
 end
--- a client that lost the answer and asked again is admitted once
+-- a client that lost the answer and asked again is admitted once; a hold that has expired is none
 local member = job .. ':' .. ARGV[5]
-if redis.call('ZSCORE', own.holds, member) then return admitted() end
+local held_until = redis.call('ZSCORE', own.holds, member)
+if held_until and now < tonumber(held_until) then return admitted() end
 
 -- the rates
 for _, w in ipairs(windows) do
