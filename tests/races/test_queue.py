@@ -70,10 +70,10 @@ async def test_who_leaves_while_the_job_is_queued_leaves_nothing_behind(
     queueing = asyncio.Event()
     original = queue.enqueue
 
-    async def enqueue(*values: Any) -> None:
+    async def enqueue(*values: Any, **options: Any) -> None:
         redis_client.client_pause(1500)
         queueing.set()
-        await original(*values)
+        await original(*values, **options)
 
     monkeypatch.setattr(queue, "enqueue", enqueue)
     task = asyncio.create_task(start(cast))
@@ -103,9 +103,9 @@ async def test_an_order_to_queue_that_nobody_answers_is_withdrawn(
     monkeypatch.setattr(queue, "REDIS_TIMEOUT_S", 0.3)
     original = queue.enqueue
 
-    async def enqueue(*values: Any) -> None:
+    async def enqueue(*values: Any, **options: Any) -> None:
         redis_client.client_pause(1200)
-        await original(*values)
+        await original(*values, **options)
 
     monkeypatch.setattr(queue, "enqueue", enqueue)
     with pytest.raises(AiscaleError) as refused:
