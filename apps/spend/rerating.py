@@ -6,7 +6,8 @@ difference between what it should cost and what it costs by now, so doing it aga
 prices.
 
 An order (`Rerating`) is carried out organization by organization, each in a transaction of its own: whoever dies in between, the next run
-goes on. It stays open for a while, since a request that was running is settled later. Then it is closed.
+goes on. It stays open for a while, since a request that was running is settled later. Then it is closed. Of two orders that cover a
+request, the later one counts.
 """
 
 import logging
@@ -33,7 +34,8 @@ STAYS_OPEN = timedelta(minutes=20)
 LISTED = 20
 
 # What each request should cost by the order, less what it costs by now. Failed ones cost nothing at any price. The bounds on occurred_at
-# let the index of a model's usage answer: a request ends after it was admitted, and within a day.
+# let the index of a model's usage answer: a request ends after it was admitted, and within a day. What a later order (`pk`) covers is its
+# business alone: two that are open together would else correct each other for ever.
 _DELTAS = """
     SELECT u.id, u.organization_id, u.plan, u.model, u.user_id, u.key_id, u.cost_nanousd + coalesce(c.all_of_them, 0) AS costs,
         greatest(
@@ -50,7 +52,13 @@ _DELTAS = """
     ) c ON true
     WHERE u.model = %(model)s AND u.occurred_at >= %(since)s AND u.occurred_at < %(until)s::timestamptz + interval '1 day'
         AND u.admitted_at >= %(since)s AND u.admitted_at < %(until)s AND u.finish_reason <> 'error'
+        AND NOT EXISTS (
+            SELECT 1 FROM spend_rerating r
+            WHERE r.model = u.model AND r.id > %(pk)s AND u.admitted_at >= r.since AND u.admitted_at < r.until
+        )
 """
+_NOT_YET = (1 << 63) - 1
+"""Stands for the id of an order that is not written down: no other is later."""
 
 
 class Order(NamedTuple):
@@ -72,8 +80,11 @@ class Change(NamedTuple):
     after_nanousd: int
 
 
-def preview(order: Order) -> list[Change]:
-    """Say what an order would change, the biggest change first. I/O: two SQL statements. Raises: AiscaleError (INVALID_REQUEST)."""
+def preview(order: Order, pk: int = _NOT_YET) -> list[Change]:
+    """Say what an order (of the row ``pk``) would change, the biggest change first.
+
+    I/O: two SQL statements. Raises: AiscaleError (INVALID_REQUEST).
+    """
     check(order)
     with connection.cursor() as cursor:
         cursor.execute(
@@ -81,7 +92,7 @@ def preview(order: Order) -> list[Change]:
             SELECT organization_id, count(*), sum(costs), sum(should_cost) FROM ({_DELTAS}) AS d
             WHERE should_cost <> costs GROUP BY organization_id ORDER BY abs(sum(should_cost) - sum(costs)) DESC, 1
             """,  # noqa: S608 - all values are parameters
-            _parameters(order),
+            _parameters(order, pk),
         )
         rows = cursor.fetchall()
     found = Organization.objects.filter(public_id__in=[row[0] for row in rows])
@@ -146,7 +157,7 @@ def apply_open() -> int:
 def apply(rerating: Rerating) -> int:
     """Carry out one order as far as it is not yet. Returns how many adjusting transactions were posted. I/O, Raises: as `apply_open`."""
     wanted = Order(rerating.model, rerating.since, rerating.until, prices.terms_of(rerating))
-    posted = sum(_adjust(rerating, wanted, change.organization_id) for change in preview(wanted))
+    posted = sum(_adjust(rerating, wanted, change.organization_id) for change in preview(wanted, rerating.pk))
     now = timezone.now()
     if now > max(rerating.created_at, rerating.until) + STAYS_OPEN:
         rerating.finished_at = now
@@ -177,7 +188,7 @@ def _adjust(rerating: Rerating, wanted: Order, organization_id: str) -> bool:
             SELECT id, plan, model, user_id, key_id, should_cost - costs AS amount FROM ({_DELTAS}) AS d
             WHERE organization_id = %(organization_id)s AND should_cost <> costs
             """,  # noqa: S608 - all values are parameters
-            _parameters(wanted) | {"organization_id": organization_id},
+            _parameters(wanted, rerating.pk) | {"organization_id": organization_id},
         )
         cursor.execute("SELECT plan, model, user_id, key_id, sum(amount), count(*) FROM rerated GROUP BY 1, 2, 3, 4")
         groups = cursor.fetchall()
@@ -226,8 +237,8 @@ def _make_posting(rerating: Rerating, organization_id: str, groups: Iterable[Any
     )
 
 
-def _parameters(wanted: Order) -> dict[str, Any]:
-    values: dict[str, Any] = {"model": wanted.model, "since": wanted.since, "until": wanted.until}
+def _parameters(wanted: Order, pk: int) -> dict[str, Any]:
+    values: dict[str, Any] = {"model": wanted.model, "since": wanted.since, "until": wanted.until, "pk": pk}
     for prefix, terms in (("", wanted.terms), ("bulk_", wanted.terms.in_bulk())):
         values |= {
             f"{prefix}prompt": terms.prompt_nanousd_per_token,
