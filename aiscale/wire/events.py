@@ -29,11 +29,20 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: tuple[tuple[bytes, float], ...] = ()
 
 
+class ToolCallPart(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell of a call to one of the caller's tools: the first part has ``id`` and ``name``; ``arguments`` (JSON) may come in pieces."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
 class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
     """New text since the last event. ``completion_tokens`` counts all tokens made so far, of all choices.
 
     ``index`` names the choice. ``end`` is set on the last delta of a choice when the job has several; the end of a job's only choice
-    is told by `Finished`.
+    is told by `Finished`. ``tool_calls`` come from upstreams; our own models' are in ``text`` until `Run` reads them.
     """
 
     job_id: str
@@ -43,6 +52,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     end: Literal["stop", "length"] | None = None
+    tool_calls: tuple[ToolCallPart, ...] = ()
 
 
 class Encoded(msgspec.Struct, frozen=True, kw_only=True, tag="encoded"):

@@ -4,7 +4,7 @@ from typing import Any
 
 from aiscale.wire.events import Delta, Finished
 from apps.accounts.callers import Caller
-from apps.gateway.chat_choices import Choices, describe_logprobs, describe_piece
+from apps.gateway.chat_choices import Choices, describe_logprobs, describe_part, describe_piece, word_end
 from apps.gateway.chat_schema import ChatBody, read_chat
 from apps.gateway.exchange import Exchange
 from apps.gateway.streaming import COMMENT, with_silences
@@ -39,6 +39,7 @@ async def _answer_whole(exchange: Exchange, chat: ChatBody, run: Run) -> None:
 async def _stream(exchange: Exchange, chat: ChatBody, run: Run) -> None:
     with_usage = chat.stream_options is not None and chat.stream_options.include_usage
     head = _head(run, "chat.completion.chunk") | ({"usage": None} if with_usage else {})
+    called: set[int] = set()
     async for event in with_silences(run.events()):
         if isinstance(event, Finished) and event.finish_reason not in ("stop", "length"):
             raise make_failure(event, run.headers)
@@ -53,21 +54,29 @@ async def _stream(exchange: Exchange, chat: ChatBody, run: Run) -> None:
         if event is None:
             await exchange.send_part(COMMENT)
         elif isinstance(event, Delta):
-            await _send_delta(exchange, head, chat, event)
+            if event.tool_calls:
+                called.add(event.index)
+            await _send_delta(exchange, head, chat, event, called)
         elif isinstance(event, Finished):
             if run.n == 1:
-                await exchange.send_event(head | describe_piece(0, {}, finish_reason=event.finish_reason))
+                await exchange.send_event(
+                    head | describe_piece(0, {}, finish_reason=word_end(event.finish_reason, called=bool(called)))
+                )
             if with_usage:
                 await exchange.send_event(head | {"choices": [], "usage": _usage(event)})
     await exchange.end_stream(b"data: [DONE]\n\n")
 
 
-async def _send_delta(exchange: Exchange, head: dict[str, Any], chat: ChatBody, delta: Delta) -> None:
+async def _send_delta(exchange: Exchange, head: dict[str, Any], chat: ChatBody, delta: Delta, called: set[int]) -> None:
     if delta.text or delta.logprobs:
         logprobs = describe_logprobs(list(delta.logprobs)) if chat.logprobs else None
         await exchange.send_event(head | describe_piece(delta.index, {"content": delta.text}, logprobs))
+    if delta.tool_calls:
+        parts = [describe_part(part) for part in delta.tool_calls]
+        await exchange.send_event(head | describe_piece(delta.index, {"tool_calls": parts}))
     if delta.end is not None:
-        await exchange.send_event(head | describe_piece(delta.index, {}, finish_reason=delta.end))
+        reason = word_end(delta.end, called=delta.index in called)
+        await exchange.send_event(head | describe_piece(delta.index, {}, finish_reason=reason))
 
 
 def _head(run: Run, kind: str) -> dict[str, Any]:

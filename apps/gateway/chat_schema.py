@@ -7,6 +7,7 @@ import msgspec
 from aiscale.errors import AiscaleError, Code
 from apps.gateway import parameters
 from apps.gateway.formats import read_format
+from apps.gateway.tool_schema import check_results, read_calls, read_tools
 from apps.inference.completions import CompletionRequest
 from apps.inference.prompts import ChatMessage
 
@@ -19,12 +20,11 @@ MAX_TOP_K = 1_000_000
 MAX_BIAS = 1_024
 _INT64 = 1 << 63
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
 HARMLESS = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",
         "prompt_cache_key",
         "prompt_cache_retention",
         "safety_identifier",
@@ -42,8 +42,6 @@ DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "prediction": (),
     "reasoning_effort": (),
     "store": (False,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -54,8 +52,6 @@ _MESSAGE_DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "function_call": (),
     "name": (),
     "refusal": (),
-    "tool_call_id": (),
-    "tool_calls": ([],),
 }
 
 
@@ -66,7 +62,9 @@ class StreamOptions(msgspec.Struct, kw_only=True):
 
 class Message(msgspec.Struct, kw_only=True):
     role: str
-    content: str | list[dict[str, Any]]
+    content: str | list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] = []
+    tool_call_id: str | None = None
 
 
 class ChatBody(msgspec.Struct, kw_only=True):
@@ -92,6 +90,9 @@ class ChatBody(msgspec.Struct, kw_only=True):
     logprobs: bool = False
     top_logprobs: int | None = None
     response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
 
 
 def read_chat(body: bytes, request_id: str) -> tuple[ChatBody, CompletionRequest]:
@@ -102,6 +103,11 @@ def read_chat(body: bytes, request_id: str) -> tuple[ChatBody, CompletionRequest
         raise AiscaleError(
             Code.INVALID_REQUEST, "stream_options is only allowed when stream is true.", param="stream_options"
         )
+    tools = read_tools(chat.tools, chat.tool_choice, chat.parallel_tool_calls)
+    grammar = read_format(chat.response_format)
+    if tools is not None and grammar is not None:
+        message = "An answer of a response_format cannot call tools. Leave out response_format, or tools."
+        raise AiscaleError(Code.UNSUPPORTED_PARAMETER, message, param="response_format")
     return chat, CompletionRequest(
         request_id=request_id,
         source="api",
@@ -120,7 +126,8 @@ def read_chat(body: bytes, request_id: str) -> tuple[ChatBody, CompletionRequest
         seed=chat.seed,
         n=chat.n,
         top_logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
-        grammar=read_format(chat.response_format),
+        grammar=grammar,
+        tools=tools,
     )
 
 
@@ -164,7 +171,9 @@ def _read_messages(values: list[dict[str, Any]]) -> list[ChatMessage]:
             f"messages holds {len(values)} entries; send 1 to {MAX_MESSAGES}.",
             param="messages",
         )
-    return [_read_message(value, f"messages[{index}]") for index, value in enumerate(values)]
+    messages = [_read_message(value, f"messages[{index}]") for index, value in enumerate(values)]
+    check_results(messages)
+    return messages
 
 
 def _read_message(value: dict[str, Any], path: str) -> ChatMessage:
@@ -176,10 +185,29 @@ def _read_message(value: dict[str, Any], path: str) -> ChatMessage:
     if message.role not in _ROLES:
         raise AiscaleError(
             Code.INVALID_REQUEST,
-            f"The role {message.role[:40]!r} of {path} is not supported. Use system, developer, user or assistant.",
+            f"The role {message.role[:40]!r} of {path} is not supported. Use system, developer, user, assistant or tool.",
             param=f"{path}.role",
         )
-    return ChatMessage(role=_ROLES[message.role], content=_read_content(message.content, f"{path}.content"))
+    _check_parts(message, path)
+    return ChatMessage(
+        role=_ROLES[message.role],
+        content=_read_content(message.content or "", f"{path}.content"),
+        tool_calls=read_calls(message.tool_calls, f"{path}.tool_calls"),
+        tool_call_id=message.tool_call_id or "",
+    )
+
+
+def _check_parts(message: Message, path: str) -> None:
+    """Raise: AiscaleError (INVALID_REQUEST) for what does not belong to the role."""
+    if message.content is None and not message.tool_calls:
+        raise AiscaleError(
+            Code.INVALID_REQUEST, f"{path}: You must provide the parameter content.", param=f"{path}.content"
+        )
+    if message.tool_calls and message.role != "assistant":
+        raise AiscaleError(Code.INVALID_REQUEST, f"{path}: only an assistant calls tools.", param=f"{path}.tool_calls")
+    if (message.role == "tool") != bool(message.tool_call_id):
+        why = "a message of the role tool says the result of which call it is, and no other does"
+        raise AiscaleError(Code.INVALID_REQUEST, f"{path}: {why}.", param=f"{path}.tool_call_id")
 
 
 def _read_content(content: str | list[dict[str, Any]], path: str) -> str:

@@ -8,7 +8,7 @@ from apps.accounts import callers
 from apps.accounts.callers import Caller
 from apps.gateway.dialects import ANTHROPIC
 from apps.gateway.exchange import Exchange
-from apps.inference import catalog
+from apps.inference import catalog, prompts
 from apps.inference.catalog import CatalogModel
 
 
@@ -59,13 +59,24 @@ def describe_capabilities(model: CatalogModel) -> dict[str, Any]:
     if model.kind == "embed":
         return {**facts, "dimensions": model.dimensions, "endpoints": ["embeddings"]}
     chats = ["chat.completions", "responses", "messages"] if model.takes_chats else []
+    if model.kind == "classify":
+        return {**facts, "endpoints": ["moderations"]}
     formats = ["text", "json_object", "json_schema"]
     return {
         **facts,
         "endpoints": [*chats, "completions"],
         "response_formats": formats,
+        "supports_tools": find_tools_support(model),
         "batch_invariant": model.batch_invariant,
     }
+
+
+def find_tools_support(model: CatalogModel) -> bool:
+    """Say whether a model's template tells it of tools; no, where its files are not here."""
+    try:
+        return prompts.get_reader(model).supports_tools
+    except AiscaleError:
+        return False
 
 
 def _describe_to_anthropic(model: CatalogModel) -> dict[str, Any]:

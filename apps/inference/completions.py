@@ -17,6 +17,7 @@ from apps.accounts.callers import Caller, PlanLimits
 from apps.inference import catalog, grammars, lanes, prompts, queue, traffic
 from apps.inference.catalog import CatalogModel
 from apps.inference.prompts import ChatMessage
+from apps.inference.tools import OPEN, CallReader, Tools, make_grammar
 from apps.inference.waiting import Wait
 from apps.spend import admission
 
@@ -48,6 +49,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 1
     top_logprobs: int | None = None
     grammar: Grammar | None = None
+    tools: Tools | None = None
     keep_log: bool = False
     job_id: str | None = None
 
@@ -66,6 +68,8 @@ class Run:
         self.created_at_s = job.billing.admitted_at_ms // 1000
         self._admitted_at_ms = job.billing.admitted_at_ms
         self._wait = wait
+        self.tools: Tools | None = None
+        """Set when what the model says may hold calls in its own way."""
         self.rescue: Callable[[], Awaitable[Run]] | None = None
         """Starts another run in this one's place, should its worker be lost before the first token."""
 
@@ -78,7 +82,8 @@ class Run:
     async def events(self) -> AsyncIterator[Event]:
         """Yield Started, Delta... and at last Finished. Raises: AiscaleError (WORKER_LOST)."""
         first = True
-        async for event in self._listen():
+        heard = self._listen()
+        async for event in heard if self.tools is None else read_calls(heard, self.tools, self.n):
             if first and isinstance(event, Delta):
                 first = False
                 FIRST_TOKEN_SECONDS.labels(self.model).observe(max(time.time() - self._admitted_at_ms / 1000, 0))
@@ -110,6 +115,27 @@ class Run:
         await self._wait.close(reason)
 
 
+async def read_calls(events: AsyncIterator[Event], tools: Tools, count: int) -> AsyncIterator[Event]:
+    """Turn the calls in the text of ``count`` choices into ``tool_calls``, and leave the rest as it is."""
+    readers = [CallReader(tools) for _ in range(count)]
+    last: Delta | None = None
+    async for event in events:
+        if isinstance(event, Delta):
+            last = event
+            text, calls = readers[event.index].take(event.text)
+            if event.end is not None:
+                rest, more = readers[event.index].end()
+                text, calls = text + rest, calls + more
+            if text or calls or event.tool_calls or event.logprobs or event.end is not None:
+                yield msgspec.structs.replace(event, text=text, tool_calls=event.tool_calls + calls)
+            continue
+        if isinstance(event, Finished) and last is not None and count == 1:
+            text, calls = readers[0].end()
+            if text or calls:
+                yield msgspec.structs.replace(last, text=text, tool_calls=calls, logprobs=())
+        yield event
+
+
 async def start(request: CompletionRequest, caller: Caller) -> Run:
     """Admit a request and queue it, or have an upstream answer it: the model's own, or its fallback when our workers cannot.
 
@@ -135,12 +161,12 @@ async def start_local(request: CompletionRequest, caller: Caller, model: Catalog
     model = await traffic.choose_version(model, job_id)
     prompt = request.prompt_token_ids
     if prompt is None:
-        prompt = await prompts.build_prompt(model, request.messages)
+        prompt = await prompts.build_prompt(model, request.messages, request.tools)
     param = "messages" if request.prompt_token_ids is None else "prompt"
     max_tokens = choose_max_tokens(request.max_tokens, len(prompt), model, plan, param=param)
     sampling = make_sampling(request, model, max_tokens)
-    if request.grammar is not None:
-        await grammars.check(request.grammar)
+    if sampling.grammar is not None:
+        await grammars.check(sampling.grammar)
     came_as_ids = request.prompt_token_ids is not None and plan.moderation != "off"
     text = await prompts.decode(model, prompt) if came_as_ids else ""
     now_ms = time.time_ns() // 1_000_000
@@ -175,7 +201,9 @@ async def start_local(request: CompletionRequest, caller: Caller, model: Catalog
         prefix_scope=choose_prefix_scope(caller, plan),
     )
     await send(job, wait, plan)
-    return Run(job, wait, headers)
+    run = Run(job, wait, headers)
+    run.tools = request.tools
+    return run
 
 
 def choose_prefix_scope(caller: Caller, plan: PlanLimits) -> str:
@@ -189,7 +217,8 @@ def choose_prefix_scope(caller: Caller, plan: PlanLimits) -> str:
 
 def make_sampling(request: CompletionRequest, model: CatalogModel, max_tokens: int) -> Sampling:
     """Say to the worker how tokens are chosen. Raises: AiscaleError (INVALID_REQUEST for a bias of no token)."""
-    vocab_size = prompts.get_reader(model).manifest.vocab_size
+    reader, tools = prompts.get_reader(model), request.tools
+    vocab_size = reader.manifest.vocab_size
     for token_id in request.logit_bias:
         if not 0 <= token_id < vocab_size:
             raise AiscaleError(
@@ -211,7 +240,8 @@ def make_sampling(request: CompletionRequest, model: CatalogModel, max_tokens: i
         seed=request.seed,
         n=request.n,
         top_logprobs=request.top_logprobs,
-        grammar=request.grammar,
+        grammar=request.grammar if tools is None else request.grammar or make_grammar(tools, reader.specials),
+        keep_control_tokens=tools is not None and OPEN in reader.specials,
     )
 
 

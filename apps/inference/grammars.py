@@ -46,9 +46,9 @@ async def check(grammar: Grammar) -> None:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
             problem = await asyncio.to_thread(_find_problem, grammar.kind, grammar.source)
     except TimeoutError:
-        raise _refuse("it takes too long to read") from None
+        raise _refuse("it takes too long to read", grammar.kind) from None
     if problem:
-        raise _refuse(problem)
+        raise _refuse(problem, grammar.kind)
 
 
 @lru_cache(maxsize=256)
@@ -84,9 +84,9 @@ def _depth(value: Any) -> int:
     return deepest
 
 
-def _refuse(problem: str) -> AiscaleError:
+def _refuse(problem: str, kind: str = "json_schema") -> AiscaleError:
+    whose = "response_format" if kind == "json_schema" else "tools"
+    what = "The schema of response_format" if kind == "json_schema" else "The parameters of the tools"
     return AiscaleError(
-        Code.INVALID_REQUEST,
-        f"The schema of response_format cannot be followed: {' '.join(problem.split()).rstrip('.')}.",
-        param="response_format",
+        Code.INVALID_REQUEST, f"{what} cannot be followed: {' '.join(problem.split()).rstrip('.')}.", param=whose
     )

@@ -4,6 +4,8 @@ Text of users never becomes a control token: who writes ``<|im_end|>`` in a mess
 """
 
 import asyncio
+import json
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,16 +21,21 @@ from tokenizers import Tokenizer
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire.manifest import TOKENIZER_FILE, Manifest, read_manifest
 from apps.inference.catalog import CatalogModel
+from apps.inference.tools import ToolCall, Tools, understands
 
 THREAD_FROM_CHARS = 2_000
 """Shorter texts are tokenized on the event loop: that takes less than a millisecond, less than going to a thread."""
 
+MARK_END = "\ue001"
+
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold one turn. ``role`` is system, user or assistant."""
+    """Hold one turn. ``role`` is system, user, assistant, or tool for what a call gave (``tool_call_id``)."""
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
 
 
 class TemplateError(ValueError):
@@ -45,22 +52,41 @@ class Reader:
     template: jinja2.Template | None
     specials: tuple[str, ...]
 
+    @property
+    def supports_tools(self) -> bool:
+        return understands(self.manifest.chat_template or "")
 
-async def build_prompt(model: CatalogModel, messages: list[ChatMessage]) -> list[int]:
+
+async def build_prompt(model: CatalogModel, messages: list[ChatMessage], tools: Tools | None = None) -> list[int]:
     """Return the token ids of a conversation, up to where the assistant speaks.
 
     I/O: none, once the model's tokenizer is loaded. Raises: AiscaleError (INVALID_REQUEST when the model's template refuses the messages,
-    BACKEND_UNAVAILABLE when the model's files are missing).
+    UNSUPPORTED_PARAMETER when it knows of no tools, BACKEND_UNAVAILABLE when the model's files are missing).
     """
     reader = get_reader(model)
+    if not reader.supports_tools:
+        _refuse_tools(model, messages, tools)
     try:
-        if sum(len(message.content) for message in messages) < THREAD_FROM_CHARS:
+        if tools is None and sum(len(message.content) for message in messages) < THREAD_FROM_CHARS:
             return encode_messages(reader, messages)
-        return await asyncio.to_thread(encode_messages, reader, messages)
+        return await asyncio.to_thread(encode_messages, reader, messages, tools)
     except TemplateError as error:
         raise AiscaleError(
             Code.INVALID_REQUEST, f"The model cannot take these messages: {error}", param="messages"
         ) from error
+
+
+def _refuse_tools(model: CatalogModel, messages: list[ChatMessage], tools: Tools | None) -> None:
+    """Raise: AiscaleError (UNSUPPORTED_PARAMETER) where there are tools, or calls of them."""
+    called = any(message.role == "tool" or message.tool_calls for message in messages)
+    if tools is None and not called:
+        return
+    raise AiscaleError(
+        Code.UNSUPPORTED_PARAMETER,
+        f"The model {model.slug!r} was not made to call tools. Leave them out, or choose a model whose supports_tools "
+        "is true under /v1/models.",
+        param="messages" if tools is None else "tools",
+    )
 
 
 def find_template_problem(slug: str, version: str) -> str | None:
@@ -139,36 +165,92 @@ def _compile(source: str) -> jinja2.Template:
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _write_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda pattern: datetime.now(UTC).strftime(pattern)
     return environment.from_string(source)
 
 
-def encode_messages(reader: Reader, messages: list[ChatMessage]) -> list[int]:
+def _write_json(value: Any, indent: int | None = None, **_: Any) -> str:
+    """Write JSON as models were trained to read it: jinja2's own filter escapes it for HTML and sorts it."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def encode_messages(reader: Reader, messages: list[ChatMessage], tools: Tools | None = None) -> list[int]:
     """Fill the template and tokenize it. Raises: TemplateError."""
     if reader.template is None:
         raise TemplateError("it has no chat template")
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    if not any(special in turn["content"] for special in reader.specials for turn in turns):
-        return list(reader.control.encode(_render(reader, turns), add_special_tokens=False).ids)
-    # somebody wrote a control token: the template is filled with marks, and each message is tokenized apart
-    mark = f"\ue000{secrets.token_hex(8)}:"
-    rendered = _render(reader, [turn | {"content": f"{mark}{i}\ue001"} for i, turn in enumerate(turns)])
+    turns = [_make_turn(message) for message in messages]
+    described = None if tools is None else [tool.describe() for tool in tools.tools]
+    written = (*(turn["content"] for turn in turns), json.dumps([turns, described], ensure_ascii=False))
+    if not any(special in text for special in reader.specials for text in written):
+        return list(reader.control.encode(_render(reader, turns, described), add_special_tokens=False).ids)
+    # somebody wrote a control token: the template is filled with marks, and what they stand for is tokenized apart
+    marks = Marks(reader.specials)
+    turns = [
+        {name: marks.hide(value) if name == "content" else marks.hide_specials(value) for name, value in turn.items()}
+        for turn in turns
+    ]
+    rendered = _render(reader, turns, marks.hide_specials(described))
     ids: list[int] = []
-    first, *rest = rendered.split(mark)
+    first, *rest = rendered.split(marks.mark)
     ids += reader.control.encode(first, add_special_tokens=False).ids
     for piece in rest:
-        index, _, after = piece.partition("\ue001")
-        ids += reader.plain.encode(turns[int(index)]["content"], add_special_tokens=False).ids
+        index, _, after = piece.partition(MARK_END)
+        ids += reader.plain.encode(marks.texts[int(index)], add_special_tokens=False).ids
         ids += reader.control.encode(after, add_special_tokens=False).ids
     return ids
 
 
-def _render(reader: Reader, turns: list[dict[str, str]]) -> str:
+class Marks:
+    """Put marks in the place of texts that hold control tokens."""
+
+    def __init__(self, specials: tuple[str, ...]) -> None:
+        self.mark = f"\ue000{secrets.token_hex(8)}:"
+        self.texts: list[str] = []
+        """What each mark stands for."""
+        longest_first = sorted(specials, key=len, reverse=True)
+        self._specials = re.compile("|".join(map(re.escape, longest_first)))
+
+    def hide(self, text: str) -> str:
+        self.texts.append(text)
+        return f"{self.mark}{len(self.texts) - 1}{MARK_END}"
+
+    def hide_specials(self, value: Any) -> Any:
+        """Hide the control tokens in each string of a value as JSON knows them."""
+        if isinstance(value, str):
+            return self._specials.sub(lambda found: self.hide(found.group()), value)
+        if isinstance(value, list):
+            return [self.hide_specials(entry) for entry in value]
+        if isinstance(value, dict):
+            return {self.hide_specials(name): self.hide_specials(entry) for name, entry in value.items()}
+        return value
+
+
+def _make_turn(message: ChatMessage) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn
+
+
+def _render(reader: Reader, turns: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
     assert reader.template is not None
     values: dict[str, Any] = {
         "messages": turns,
+        "tools": tools,
         "add_generation_prompt": True,
         "bos_token": reader.manifest.bos_token,
         "eos_token": reader.manifest.eos_token,

@@ -21,18 +21,16 @@ from aiscale.wire.jobs import GenerateJob, Sampling
 from aiscale.wire.scripts import finish_arguments
 from apps.accounts import callers
 from apps.accounts.callers import Caller
-from apps.inference import catalog, completions, grammars, lanes, prompts, queue, screening
+from apps.inference import catalog, completions, lanes, prompts, queue, screening
 from apps.inference.catalog import CatalogModel, UpstreamRoute
 from apps.inference.completions import CompletionRequest, Run
-from apps.inference.prompts import ChatMessage
 from apps.inference.upstream_client import open_stream
+from apps.inference.upstream_words import bound_prompt_tokens, make_body, read_call_parts, write_prompt
 from apps.inference.waiting import Wait
 from apps.spend import admission
 
 log = logging.getLogger(__name__)
 
-PER_MESSAGE_TOKENS = 16
-"""The most that a chat template adds to a message."""
 FINISH_TRIES = 30
 
 _relays: set[asyncio.Task[None]] = set()
@@ -48,7 +46,7 @@ async def start(request: CompletionRequest, caller: Caller, model: CatalogModel,
     _check(request, model)
     plan = await callers.get_plan(caller.plan)
     model, plan = lanes.apply(caller, model, plan)
-    bound = bound_prompt_tokens(request.messages)
+    bound = bound_prompt_tokens(request)
     context = completions.count_context_tokens(model, plan)
     max_tokens = request.max_tokens
     if max_tokens is None:
@@ -95,7 +93,7 @@ async def start(request: CompletionRequest, caller: Caller, model: CatalogModel,
 async def _begin(relay: "Relay", job: GenerateJob, wait: Wait, request: CompletionRequest) -> int:
     """Begin an admitted request's relay; if that fails, give back its hold. Returns the prompt's tokens by our own count."""
     try:
-        relay.estimate = await count_tokens("".join(message.content for message in request.messages))
+        relay.estimate = await count_tokens(write_prompt(request))
         await relay.begin()
     except BaseException as error:
         await wait.close()
@@ -121,11 +119,6 @@ def _check(request: CompletionRequest, model: CatalogModel) -> None:
     raise AiscaleError(Code.UNSUPPORTED_PARAMETER, message, param=param)
 
 
-def bound_prompt_tokens(messages: list[ChatMessage]) -> int:
-    """Return the most tokens that a conversation can be for any tokenizer on bytes: what is held for it."""
-    return sum(len(message.content.encode()) + PER_MESSAGE_TOKENS for message in messages)
-
-
 async def count_tokens(text: str) -> int:
     """Count a text's tokens by a tokenizer of our own, for an upstream that tells no usage. I/O: as `prompts.encode_prompt`."""
     if not text:
@@ -136,32 +129,6 @@ async def count_tokens(text: str) -> int:
         except AiscaleError:
             continue
     return -(-len(text.encode()) // 4)
-
-
-def make_body(request: CompletionRequest, route: UpstreamRoute, max_tokens: int) -> dict[str, Any]:
-    """Say a request in OpenAI's words. What is at its default is left out: not every server knows it."""
-    body: dict[str, Any] = {
-        "model": route.model,
-        "messages": [{"role": message.role, "content": message.content} for message in request.messages],
-        "max_tokens": max_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    optional: dict[str, tuple[Any, Any]] = {
-        "n": (request.n, 1),
-        "stop": (list(request.stop), []),
-        "seed": (request.seed, None),
-        "presence_penalty": (request.presence_penalty, 0.0),
-        "frequency_penalty": (request.frequency_penalty, 0.0),
-        "top_k": (request.top_k, 0),
-        "min_p": (request.min_p, 0.0),
-        "repetition_penalty": (request.repetition_penalty, 1.0),
-        "response_format": (None if request.grammar is None else grammars.describe(request.grammar), None),
-        "logit_bias": ({str(token): value for token, value in request.logit_bias.items()}, {}),
-    }
-    return body | {name: value for name, (value, default) in optional.items() if value != default}
 
 
 class Relay:
@@ -179,6 +146,7 @@ class Relay:
         self._worker_id = f"relay-{wait.process_id}"
         self._seq = 0
         self._text: dict[int, list[str]] = {}
+        self._called: list[str] = []
         self._ends: dict[int, str] = {}
         self._usage: dict[str, Any] | None = None
         self._chunks = 0
@@ -249,17 +217,19 @@ class Relay:
 
     async def _take(self, choice: dict[str, Any]) -> None:
         index = choice.get("index") or 0
-        text = (choice.get("delta") or {}).get("content") or ""
+        delta = choice.get("delta") or {}
+        text, calls = delta.get("content") or "", read_call_parts(delta.get("tool_calls"))
         finish_reason = choice.get("finish_reason")
         end: Any = None
         if finish_reason is not None:
             self._ends[index] = end = "length" if finish_reason == "length" else "stop"
-        if text:
+        if text or calls:
             self._first_token_at_ms = self._first_token_at_ms or time.time_ns() // 1_000_000
             self._text.setdefault(index, []).append(text)
+            self._called += [part.name + part.arguments for part in calls]
             self._chunks += 1
         several = self._job.sampling.n > 1
-        if text or (several and end is not None):
+        if text or calls or (several and end is not None):
             await self._say(
                 Delta(
                     job_id=self._job.job_id,
@@ -268,6 +238,7 @@ class Relay:
                     completion_tokens=self._chunks,
                     index=index if several else 0,
                     end=end if several else None,
+                    tool_calls=calls,
                 )
             )
 
@@ -332,7 +303,7 @@ class Relay:
         if isinstance(prompt, int) and isinstance(completion, int) and min(prompt, completion) >= 0:
             return prompt, completion
         texts = ["".join(parts) for parts in self._text.values()]
-        made = sum([await count_tokens(text) for text in texts])
+        made = sum([await count_tokens(text) for text in (*texts, "".join(self._called))])
         return (self.estimate if texts else 0), max(made, min(self._chunks, 1))
 
     async def _finish(self, reason: FinishReason, code: str | None, message: str | None) -> None:
