@@ -230,6 +230,8 @@ REST_FRAMEWORK = {
 
 # accounts knows no models: it asks for their names here
 LIST_MODEL_NAMES = "apps.inference.catalog.list_slugs"
+# nor money: what a key may spend in a month is kept by
+KEY_LIMITS = "apps.spend.key_limits"
 # nor what the apps above it keep of a person (apps.accounts.personal_data)
 PERSONAL_DATA = ["apps.spend.personal_data", "apps.chat.personal_data", "apps.gateway.personal_data"]
 SPECTACULAR_SETTINGS = {"SCHEMA_PATH_PREFIX": "/api/v1", "OAS_VERSION": "3.1.0", "DISABLE_ERRORS_AND_WARNINGS": True}

@@ -8,7 +8,7 @@ from rest_framework.views import APIView
 
 from aiscale.errors import AiscaleError, Code
 from aiscale.listing import make_list, read_page
-from apps.accounts import invitations, keys, members, organizations, roles
+from apps.accounts import invitations, key_limits, keys, members, organizations, roles
 from apps.accounts.api_access import check_manages, check_no_wider, read_access, read_actor, refuse_program
 from apps.accounts.api_shapes import (
     MOST,
@@ -173,7 +173,7 @@ class Keys(APIView):
         """Your own; owners and admins see all of the organization's."""
         access = read_access(request, organization_id, Right.SEE_ORGANIZATION)
         check_manages(access.key)
-        return Response(make_list(keys.list_visible(access.place), _page(request), describe_key))
+        return Response(make_list(keys.list_visible(access.place), _page(request), describe_key, key_limits.attach))
 
     @document("Make a key", NewKeyShape, body=KeyBody, status=201, errors="400 409")
     def post(self, request: Request, organization_id: str) -> Response:
@@ -187,6 +187,7 @@ class Keys(APIView):
         check_rate(request._request, CREATE_KEY)
         name = body.validated_data["name"]
         key, raw = keys.create_member_key(access.organization, access.user, name, terms, by=access.actor)
+        key_limits.attach([key])
         return Response(describe_key(key, raw), 201)
 
 
@@ -201,6 +202,7 @@ class Key(APIView):
         key, actor = _find_key(request, organization_id, key_id)
         keys.revoke_key(key, actor)
         key.refresh_from_db()
+        key_limits.attach([key])
         return Response(describe_key(key))
 
 
@@ -210,6 +212,7 @@ def _find_key(request: Request, organization_id: str, key_id: str) -> tuple[ApiK
     key = keys.find_visible(access.place, key_id)
     if key is None:
         raise AiscaleError(Code.NOT_FOUND, "This key does not exist.", param="key_id")
+    key_limits.attach([key])
     return key, access.actor
 
 

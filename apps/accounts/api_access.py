@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rest_framework.request import Request
 
 from aiscale.errors import AiscaleError, Code
-from apps.accounts import audit, organizations, roles
+from apps.accounts import audit, key_limits, organizations, roles
 from apps.accounts.addresses import client_address
 from apps.accounts.keys import KeyTerms
 from apps.accounts.models import ApiKey, Membership, Organization, User
@@ -69,10 +69,12 @@ def check_manages(key: ApiKey | None) -> None:
 
 
 def check_no_wider(key: ApiKey, terms: KeyTerms) -> None:
-    """Let a program make no key that may do more than its own. Raises: AiscaleError (PERMISSION_DENIED)."""
+    """Let a program make no key that may do more than its own. I/O: two SQL statements. Raises: AiscaleError (PERMISSION_DENIED)."""
     if terms.can_manage:
         raise _refuse("A key makes no keys that manage the organization. Log in, and make it on the API keys page.")
-    if key.requests_per_window or key.tokens_per_minute or key.max_in_flight:
+    [key] = key_limits.attach([key])
+    has_budget = key.month_limit_nanousd is not None
+    if key.requests_per_window or key.tokens_per_minute or key.max_in_flight or has_budget:
         raise _refuse("A key that has limits of its own makes no other keys. Log in, and make it on the API keys page.")
     if key.expires_at is not None and (terms.expires_at is None or terms.expires_at > key.expires_at):
         raise _refuse(

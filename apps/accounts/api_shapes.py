@@ -69,6 +69,8 @@ class KeyShape(Shape[Any]):
     window_s = serializers.IntegerField(allow_null=True)
     tokens_per_minute = serializers.IntegerField(allow_null=True)
     max_in_flight = serializers.IntegerField(allow_null=True)
+    monthly_limit_nanousd = serializers.IntegerField(allow_null=True, help_text="Billionths of a US dollar.")
+    month_spent_nanousd = serializers.IntegerField(allow_null=True, help_text="Of this month; null without a limit.")
     can_manage = serializers.BooleanField()
 
 

@@ -9,6 +9,7 @@ from django.conf import settings
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
+from aiscale.money_forms import UsdField
 from apps.accounts.keys import MAX_NUMBER, NAME_CHARS, KeyTerms
 
 _DAYS = (
@@ -45,6 +46,9 @@ class KeyForm(forms.Form):
     window = forms.ChoiceField(label="in", choices=_WINDOWS, required=False)
     tokens_per_minute = forms.IntegerField(label="Tokens a minute", min_value=1, max_value=MAX_NUMBER, required=False)
     max_in_flight = forms.IntegerField(label="At a time", min_value=1, max_value=MAX_NUMBER, required=False)
+    monthly_limit = UsdField(
+        label="US dollars a month", required=False, widget=forms.NumberInput(attrs={"step": "any", "min": "0"})
+    )
     can_manage = forms.BooleanField(
         label="It may also manage the organization",
         required=False,
@@ -65,5 +69,6 @@ class KeyForm(forms.Form):
             window_s=int(values["window"] or 60) if values["requests"] else None,
             tokens_per_minute=values["tokens_per_minute"],
             max_in_flight=values["max_in_flight"],
+            monthly_limit_nanousd=values["monthly_limit"],
             can_manage=values["can_manage"],
         )

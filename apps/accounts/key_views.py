@@ -10,7 +10,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
 from aiscale.errors import AiscaleError
-from apps.accounts import active_organization, audit, roles
+from apps.accounts import active_organization, audit, key_limits, roles
 from apps.accounts.forms import KeyForm
 from apps.accounts.keys import create_member_key, find_visible, list_visible, revoke_key
 from apps.accounts.models import Membership, User
@@ -30,13 +30,15 @@ def show_keys(request: HttpRequest) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         raw = _make_key(request, place, form)
         form = KeyForm() if raw else form
+    page = Paginator(list_visible(place), PAGE).get_page(request.GET.get("page"))
+    key_limits.attach(page.object_list)
     context = {
         "form": form,
         "raw": raw,
         "organization": place.organization,
         "may_make": roles.may(place.role, Right.MAKE_OWN_KEYS),
         "sees_all": roles.may(place.role, Right.MANAGE_ALL_KEYS) and not place.organization.is_personal,
-        "page": Paginator(list_visible(place), PAGE).get_page(request.GET.get("page")),
+        "page": page,
         "base_url": f"{settings.PUBLIC_URL}/v1",
     }
     return render(request, "accounts/keys.html", context)

@@ -9,8 +9,9 @@ from django.db import connection, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
+from aiscale.db import format_usd
 from aiscale.errors import AiscaleError, Code
-from apps.accounts import audit, mirror, roles
+from apps.accounts import audit, key_limits, mirror, roles
 from apps.accounts.callers import hash_key
 from apps.accounts.models import ApiKey, Membership, Organization, User
 from apps.accounts.roles import Right
@@ -40,6 +41,7 @@ class KeyTerms:
     window_s: int | None = None
     tokens_per_minute: int | None = None
     max_in_flight: int | None = None
+    monthly_limit_nanousd: int | None = None
     can_manage: bool = False
 
     def check(self) -> None:
@@ -52,6 +54,9 @@ class KeyTerms:
                 raise _refuse(name, f"{name} is at least 1, or left out.")
         if (self.requests_per_window is None) != (self.window_s is None):
             raise _refuse("window_s", "A limit of requests needs both requests_per_window and window_s, in seconds.")
+        limit = self.monthly_limit_nanousd
+        if limit is not None and not 0 <= limit <= key_limits.CEILING_NANOUSD:
+            raise _refuse("monthly_limit_nanousd", "A monthly limit is from 0 to 9 million US dollars, or left out.")
         if len(self.allowed_models) > MAX_MODELS or not all(
             0 < len(name) <= 128 and "," not in name and name.isprintable() for name in self.allowed_models
         ):
@@ -77,10 +82,14 @@ def create_key(
         raise _refuse("name", f"A name has at most {NAME_CHARS} characters.")
     raw = PREFIX + secrets.token_urlsafe(32)
     values = asdict(terms) | {"allowed_models": list(terms.allowed_models)}
+    limit_nanousd = values.pop("monthly_limit_nanousd")
     with transaction.atomic():
         key = ApiKey.objects.create(
             organization=organization, created_by=user, name=name, digest=hash_key(raw), hint=raw[-4:], **values
         )
+        if limit_nanousd is not None:
+            key_limits.set_limit(key, limit_nanousd)
+            values["monthly_limit_usd"] = format_usd(limit_nanousd)
         told = {field: value for field, value in values.items() if value}
         _record(audit.KEY_CREATE, key, by or audit.by_user(user), name=name, **told)
     return key, raw

@@ -9,7 +9,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Lower
 from django.utils import timezone
 
-from aiscale.db import NANOUSD_PER_USD, NanoUsdField, Row, make_public_id
+from aiscale.db import NANOUSD_PER_USD, NanoUsdField, Row, format_usd, make_public_id
 from aiscale.wire.broker import PRIORITY_STEPS
 
 
@@ -323,6 +323,10 @@ class ApiKey(Row):
         help_text="It may manage members, invitations and keys over the API, with the rights of its maker.",
     )
 
+    month_limit_nanousd: int | None = None
+    month_spent_nanousd: int = 0
+    """What it may spend this month, and has spent. No columns: `key_limits.attach` reads them."""
+
     class Meta:
         verbose_name = "API key"
         constraints = [
@@ -348,6 +352,13 @@ class ApiKey(Row):
 
         super().save(*args, **kwargs)
         mirror.publish_key(self)
+
+    @property
+    def month_in_words(self) -> str:
+        """What `key_limits.attach` read, '' without a limit."""
+        if self.month_limit_nanousd is None:
+            return ""
+        return f"{format_usd(self.month_spent_nanousd)} of {format_usd(self.month_limit_nanousd)} spent this month"
 
     @property
     def state(self) -> str:

@@ -23,7 +23,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from aiscale.errors import AiscaleError, Code
-from apps.accounts import audit
+from apps.accounts import audit, key_limits
 from apps.accounts.keys import revoke_keys
 from apps.accounts.models import Invitation, Membership, Organization, User
 from apps.accounts.serializers import describe_key, describe_organization
@@ -151,7 +151,10 @@ def _iter_parts(user: User) -> Iterator[tuple[str, Any]]:
     places = Membership.objects.filter(user=user, organization__deleted_at=None).select_related("organization__plan")
     yield "organizations", [describe_organization(place) for place in places.order_by("pk")]
     keys = user.api_keys.select_related("created_by", "organization").order_by("pk")
-    yield "api_keys", [describe_key(key) | {"organization_id": key.organization.public_id} for key in keys]
+    yield (
+        "api_keys",
+        [describe_key(key) | {"organization_id": key.organization.public_id} for key in key_limits.attach(keys)],
+    )
     for part in _list_modules():
         yield from part.export(user)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from apps.accounts import key_limits
 from apps.accounts.keys import MAX_MODELS, MAX_NUMBER, NAME_CHARS, PREFIX, KeyTerms
 from apps.accounts.models import ApiKey, Invitation, Membership
 from apps.accounts.roles import Role
@@ -60,6 +61,13 @@ class KeyBody(Body):
     window_s = serializers.IntegerField(required=False, allow_null=True, min_value=1, max_value=MAX_NUMBER)
     tokens_per_minute = serializers.IntegerField(required=False, allow_null=True, min_value=1, max_value=MAX_NUMBER)
     max_in_flight = serializers.IntegerField(required=False, allow_null=True, min_value=1, max_value=MAX_NUMBER)
+    monthly_limit_nanousd = serializers.IntegerField(
+        required=False,
+        allow_null=True,
+        min_value=0,
+        max_value=key_limits.CEILING_NANOUSD,
+        help_text="What it may spend in a month of its organization: billionths of a US dollar. Left out: what the organization may.",
+    )
     can_manage = serializers.BooleanField(default=False, help_text="It may manage the organization over this API.")
 
     def make_terms(self) -> KeyTerms:
@@ -125,6 +133,8 @@ def describe_key(key: ApiKey, raw: str | None = None) -> dict[str, Any]:
         "window_s": key.window_s,
         "tokens_per_minute": key.tokens_per_minute,
         "max_in_flight": key.max_in_flight,
+        "monthly_limit_nanousd": key.month_limit_nanousd,
+        "month_spent_nanousd": key.month_spent_nanousd if key.month_limit_nanousd is not None else None,
         "can_manage": key.can_manage,
     }
 

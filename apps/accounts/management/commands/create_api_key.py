@@ -1,3 +1,4 @@
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -5,6 +6,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.core.validators import validate_email
 from django.db import transaction
 
+from aiscale.db import NANOUSD_PER_USD
 from aiscale.errors import AiscaleError
 from aiscale.moments import parse_moment
 from apps.accounts import audit
@@ -30,6 +32,7 @@ class Command(BaseCommand):
         parser.add_argument("--window", type=int, metavar="SECONDS", help="the window's length; 60 when left out")
         parser.add_argument("--tokens-per-minute", type=int, metavar="N")
         parser.add_argument("--max-in-flight", type=int, metavar="N", help="requests at a time, at most")
+        parser.add_argument("--monthly-limit", metavar="USD", help="what it may spend in a month, such as 5 or 0.50")
         parser.add_argument("--manage", action="store_true", help="it may also manage the organization over the API")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -90,5 +93,17 @@ def _read_terms(options: dict[str, Any]) -> KeyTerms:
         window_s=60 if requests and window_s is None else window_s,
         tokens_per_minute=options["tokens_per_minute"],
         max_in_flight=options["max_in_flight"],
+        monthly_limit_nanousd=_read_usd(options["monthly_limit"]),
         can_manage=options["manage"],
     )
+
+
+def _read_usd(text: str | None) -> int | None:
+    try:
+        nanousd = Decimal(text) * NANOUSD_PER_USD if text else None
+        # more digits than a billionth of a dollar are a slip
+        if nanousd is None or nanousd == int(nanousd):
+            return None if nanousd is None else int(nanousd)
+    except (InvalidOperation, ValueError, OverflowError):
+        pass
+    raise CommandError(f"{text!r} is no amount of US dollars. Write one such as 5 or 0.50.")
