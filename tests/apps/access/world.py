@@ -14,7 +14,7 @@ from apps.chat import turns
 from apps.chat.models import Message
 from apps.gateway.files import keeping
 from apps.gateway.models import Batch, StoredResponse
-from apps.inference.models import Upstream
+from apps.inference.models import ModerationFlag, Upstream
 from apps.spend import killswitch, settlement, webhooks
 from apps.spend.models import Budget, Rerating, SpendAlert
 from apps.spend.refusal_models import RefusedRequest
@@ -87,6 +87,9 @@ class World:
             reason="A test",
         )
         self.endpoint, _ = webhooks.make_endpoint("https://127.0.0.1/hook", self.acme)
+        ModerationFlag.objects.create(
+            organization_id=self.acme.public_id, request_id="req_member", source="api", model=CHAT, action="flag"
+        )
         Upstream.objects.create(name="elsewhere", base_url="https://example.com/v1")
 
     def _make_keys(self) -> dict[str, str]:

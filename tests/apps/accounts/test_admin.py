@@ -17,7 +17,7 @@ from apps.accounts import audit, organizations
 from apps.accounts.keys import create_key
 from apps.accounts.models import AuditEvent, Membership, Organization, Plan, User
 from apps.chat import turns
-from apps.inference.models import Model, Upstream
+from apps.inference.models import Model, ModerationFlag, Upstream
 from apps.spend import killswitch, prices, rerating, settlement, webhooks
 from apps.spend.models import Budget, RefusedRequest
 from tests.apps.conftest import Cast
@@ -44,6 +44,7 @@ def browser(cast: Cast) -> Client:
     order = rerating.Order("smollm2-135m-instruct", now - timedelta(hours=1), now, terms)
     rerating.order(order, reason="Wrong", by=audit.by_user(root))
     RefusedRequest.objects.create(request_id="req_1", source="api", code="killed", message="Stopped.", occurred_at=now)
+    ModerationFlag.objects.create(organization_id="org_1", request_id="req_1", source="api", model="m", action="flag")
     with transaction.atomic():
         audit.record("plan.change", target="plan:free", by=audit.by_user(root))
     upstream = Upstream(name="acme", base_url="https://api.acme.example/v1")
@@ -141,6 +142,7 @@ def test_a_plans_money_is_in_dollars_and_reaches_the_gate(browser: Client, cast:
         "cache_scope": "organization",
         "priority": 9,
         "weight": 2,
+        "moderation": "flag",
         "max_queued": 7,
     }
     assert browser.post(url, values | {"monthly_limit_nanousd": "-1"}).status_code == 200
