@@ -105,15 +105,7 @@ def set_weight(slug: str, version: str, weight: int, *, by: Actor, reason: str =
     with transaction.atomic():
         model = _lock(slug)
         row = _get_version(model, version)
-        others = sum(model.versions.exclude(pk=row.pk).values_list("weight", flat=True))
-        if model.kind != Model.Kind.GENERATE:
-            raise _refuse(
-                f"{slug} makes vectors, and those of two versions must not be mixed. Promote the version as a whole."
-            )
-        if version == model.version:
-            raise _refuse(f"{version} is the main version of {slug}: it gets what the others leave.")
-        if not 0 <= weight <= MOST_WEIGHT - others:
-            raise _refuse(f"The weight is 0 to {MOST_WEIGHT - others}; the rest is for the main version.")
+        check_weight(model, row, weight)
         row.weight = weight
         if weight and (row.canary_since is None or row.rolled_back_at is not None):
             row.canary_since = timezone.now()
@@ -125,6 +117,17 @@ def set_weight(slug: str, version: str, weight: int, *, by: Actor, reason: str =
         )
     _publish_soon()
     return row
+
+
+def check_weight(model: Model, row: ModelVersion, weight: int) -> None:
+    """Raise: AiscaleError (INVALID_REQUEST) for a weight that a version cannot have. I/O: one SQL statement."""
+    room = MOST_WEIGHT - sum(model.versions.exclude(pk=row.pk).values_list("weight", flat=True))
+    if model.kind != Model.Kind.GENERATE:
+        raise _refuse(f"What two versions of {model.slug} say must not be mixed. Promote the version as a whole.")
+    if row.version == model.version:
+        raise _refuse(f"{row.version} is the main version of {model.slug}: it gets what the others leave.")
+    if not 0 <= weight <= room:
+        raise _refuse(f"The weight is 0 to {room}; the rest is for the main version.")
 
 
 def promote(slug: str, version: str, *, by: Actor, reason: str = "") -> Model:

@@ -14,7 +14,7 @@ from unfold.widgets import UnfoldAdminIntegerFieldWidget
 from aiscale.errors import AiscaleError
 from apps.accounts import audit
 from apps.inference import traffic
-from apps.inference.models import ModelVersion
+from apps.inference.models import Model, ModelVersion
 
 
 class WeightForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs alone
@@ -30,6 +30,14 @@ class WeightForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the s
         model = ModelVersion
         fields = ["weight"]
 
+    def clean_weight(self) -> int:
+        weight = int(self.cleaned_data["weight"])
+        try:
+            traffic.check_weight(self.instance.model, self.instance, weight)
+        except AiscaleError as error:
+            raise forms.ValidationError(error.message) from error
+        return weight
+
 
 @admin.register(ModelVersion)
 class VersionAdmin(ModelAdmin):  # type: ignore[misc]
@@ -38,10 +46,10 @@ class VersionAdmin(ModelAdmin):  # type: ignore[misc]
         "model",
         "version",
         "state",
-        "weight",
+        "share",
         "health",
         "precision",
-        "batch_invariant",
+        "is_invariant",
         "megabytes",
         "created_at",
     ]
@@ -54,7 +62,7 @@ class VersionAdmin(ModelAdmin):  # type: ignore[misc]
         "state",
         "health",
         "precision",
-        "batch_invariant",
+        "is_invariant",
         "takes_chats",
         "context_tokens",
     ]
@@ -77,6 +85,8 @@ class VersionAdmin(ModelAdmin):  # type: ignore[misc]
         return False
 
     def save_model(self, request: HttpRequest, obj: ModelVersion, form: Any, change: bool) -> None:
+        if "weight" not in form.cleaned_data:
+            return
         by, wanted = audit.by_request(request), int(form.cleaned_data["weight"])
         self._try(
             request, lambda: traffic.set_weight(obj.model.slug, obj.version, wanted, by=by, reason="Set in the admin")
@@ -106,6 +116,24 @@ class VersionAdmin(ModelAdmin):  # type: ignore[misc]
         except AiscaleError as error:
             self.message_user(request, error.message, messages.ERROR)
             return None
+
+    def get_readonly_fields(self, request: HttpRequest, obj: ModelVersion | None = None) -> list[str]:
+        fixed = obj is not None and (obj.version == obj.model.version or obj.model.kind != Model.Kind.GENERATE)
+        return [*self.readonly_fields, "share", *(["weight"] if fixed else [])]
+
+    def get_fields(self, request: HttpRequest, obj: ModelVersion | None = None) -> list[str]:
+        fixed = "weight" in self.get_readonly_fields(request, obj)
+        return ["share" if name == "weight" and fixed else name for name in self.fields]
+
+    @admin.display(description="of 100 requests")
+    def share(self, row: ModelVersion) -> int:
+        if row.version != row.model.version:
+            return row.weight
+        return 100 - sum(row.model.versions.values_list("weight", flat=True))
+
+    @admin.display(description="batch-invariant", boolean=True)
+    def is_invariant(self, row: ModelVersion) -> bool | None:
+        return row.batch_invariant if row.model.kind == Model.Kind.GENERATE else None
 
     @admin.display(description="state")
     def state(self, row: ModelVersion) -> str:

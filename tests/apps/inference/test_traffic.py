@@ -155,6 +155,10 @@ def test_the_command_and_the_admin_do_the_same(cast: Cast, staged: Model) -> Non
     row = ModelVersion.objects.get(version=NEW)
     page = browser.get(f"/admin/inference/modelversion/{row.pk}/change/")
     assert page.status_code == 200 and b"batch-invariant" in page.content.lower()
+    refused = browser.post(f"/admin/inference/modelversion/{row.pk}/change/", {"weight": "100"})
+    assert refused.status_code == 200 and ModelVersion.objects.get(pk=row.pk).weight == 0
+    for main in ModelVersion.objects.exclude(pk=row.pk):
+        assert b'name="weight"' not in browser.get(f"/admin/inference/modelversion/{main.pk}/change/").content
     browser.post(f"/admin/inference/modelversion/{row.pk}/change/", {"weight": "30"})
     row.refresh_from_db()
     assert row.weight == 30 and row.canary_since is not None
