@@ -15,13 +15,13 @@ from django.conf import settings
 
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
-from aiscale.wire import codec, keys, scopes
+from aiscale.wire import codec, keys
 from aiscale.wire.events import Delta, Event, Finished, FinishReason, Started
 from aiscale.wire.jobs import GenerateJob, Sampling
 from aiscale.wire.scripts import finish_arguments
 from apps.accounts import callers
 from apps.accounts.callers import Caller
-from apps.inference import catalog, completions, lanes, prompts, queue, screening
+from apps.inference import catalog, completions, lanes, prompts, queue, relay_orders, screening
 from apps.inference.catalog import CatalogModel, UpstreamRoute
 from apps.inference.completions import CompletionRequest, Run
 from apps.inference.upstream_client import open_stream
@@ -184,8 +184,9 @@ class Relay:
         reason: FinishReason
         code = message = None
         try:
-            async with asyncio.timeout(left_s):
-                await relaying
+            with relay_orders.watch(self._job, partial(self._stop, relaying, "killed")):
+                async with asyncio.timeout(left_s):
+                    await relaying
             reason = "length" if "length" in self._ends.values() else "stop"
         except TimeoutError:
             reason, code = "deadline", "deadline_exceeded"
@@ -261,23 +262,19 @@ class Relay:
                 raise redis_clients.unavailable() from error
 
     async def _beat(self, relaying: asyncio.Task[None]) -> None:
-        """Push the lease ahead with what was seen, and obey. I/O: one Redis trip a second."""
+        """Push the lease ahead with what was seen, and obey who cancels (`relay_orders` who kills). I/O: one Redis trip a second."""
         name = keys.job_record(self._job.job_id)
         while True:
             try:
                 prompt, completion = await self._count()
                 client: Any = redis_clients.get_async()
                 pipeline = client.pipeline(transaction=False)
-                pipeline.hgetall(keys.KILLED)
                 pipeline.hmget(name, "worker", "cancelled", "state")
                 pipeline.hset(name, mapping={"seen_prompt_tokens": prompt, "seen_completion_tokens": completion})
                 now_ms = time.time_ns() // 1_000_000
                 pipeline.zadd(keys.LEASES, {self._job.job_id: now_ms + keys.LEASE_MS}, xx=True)
-                killed, (worker, cancelled, state), *_ = await pipeline.execute()
-                order = scopes.find_order(scopes.read_orders(killed, now_ms), scopes.list_scopes(self._job), now_ms)
-                if order is not None:
-                    self._stop(relaying, "killed", order.reason)
-                elif cancelled is not None or state != b"running" or worker != self._worker_id.encode():
+                (worker, cancelled, state), *_ = await pipeline.execute()
+                if cancelled is not None or state != b"running" or worker != self._worker_id.encode():
                     self._stop(relaying, "cancelled", "")
             except redis_clients.UNAVAILABLE:
                 log.warning("a relay's lease could not be renewed", extra={"job_id": self._job.job_id})

@@ -22,7 +22,7 @@ from redis import Redis
 from aiscale.wire import keys
 from apps.accounts import audit
 from apps.accounts.callers import on_thread
-from apps.inference import catalog, presence
+from apps.inference import catalog, presence, relay_orders
 from apps.inference.models import Model, Upstream
 from apps.inference.reaper import Reaper
 from apps.spend import killswitch, prices
@@ -240,6 +240,25 @@ async def odd(*steps: str) -> AsyncIterator[Odd]:
         yield upstream
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("scope", ["provider:acme", "model:acme-large", "site"])
+async def test_a_kill_ends_a_relayed_stream_without_waiting_for_its_beat(
+    cast: Cast, settling: None, monkeypatch: pytest.MonkeyPatch, scope: str
+) -> None:
+    """Issue 3: within one second, so orders are looked for more than twice a second, and by no beat of this relay."""
+    assert relay_orders.LOOK_EACH_S <= 0.4
+    monkeypatch.setattr(keys, "HEARTBEAT_MS", 60_000)
+    async with odd("stall") as upstream:
+        await on_thread(lambda: enter(upstream.port))
+        exchange = ask(cast, stream=True)
+        while b"one" not in (await exchange.next_part() or b"one"):
+            pass
+        switch = await on_thread(lambda: killswitch.trip(scope, reason="A fire drill", by=audit.by_command()))
+        *_, last = read_events(await asyncio.wait_for(exchange.read(), 15))
+        assert last["error"]["code"] == "killed" and "A fire drill" in last["error"]["message"]
+        took_s = time.time() - switch.tripped_at.timestamp()
+        print(f"the stream ended {took_s:.3f} s after the trip")
 
 
 async def test_usage_that_is_not_told_is_counted(cast: Cast, settling: None) -> None:
