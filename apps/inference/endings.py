@@ -2,6 +2,7 @@
 
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire.events import Finished
+from apps.accounts.mirror import REVOKED_REASON
 
 
 def make_failure(event: Finished, headers: dict[str, str] | None = None) -> AiscaleError:
@@ -10,6 +11,10 @@ def make_failure(event: Finished, headers: dict[str, str] | None = None) -> Aisc
     detail = (event.error_message or "").strip().rstrip(".")
     if reason == "killed":
         detail = detail.removeprefix("killed: ") or "an administrator stopped it"
+        if detail == REVOKED_REASON:
+            # nobody stopped the answer: who may ask did
+            message = "The API key was revoked while it answered. Make a new one on the API keys page."
+            return AiscaleError(Code.KEY_REVOKED, message, headers=headers)
         return AiscaleError(
             Code.KILLED, f"The administrator of this service stopped this answer: {detail}.", headers=headers
         )

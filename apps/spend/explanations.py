@@ -16,7 +16,7 @@ from aiscale.db import format_usd
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire import codec, keys
 from aiscale.wire.jobs import EncodeJob, GenerateJob
-from apps.accounts import organizations
+from apps.accounts import mirror, organizations
 from apps.accounts.models import User
 from apps.spend import budgets, ledger, periods, visibility
 from apps.spend.models import Correction, LedgerTransaction, Price, RefusedRequest, UsageRecord
@@ -239,6 +239,8 @@ def describe_end(record: UsageRecord) -> str:
     """Say in a sentence how a request came to its end, and who ended it."""
     sentence = _ENDS.get(record.finish_reason, record.finish_reason)
     detail = record.end_detail.strip().rstrip(".")
+    if record.finish_reason == "killed" and detail.removeprefix("killed: ") == mirror.REVOKED_REASON:
+        return "Its API key was revoked while it ran."
     if sentence.endswith("."):
         return sentence
     return f"{sentence}: {detail.removeprefix('killed: ')}." if detail else f"{sentence}."
