@@ -236,9 +236,13 @@ def _budget_exhausted(refusal: Refusal) -> tuple[str, float | None]:
         advice = "Choose another model, or try again then." if kind == "model" else "Try again then."
         return f"{what} is used up until {ends_at}. {advice}", _until(budget.ends_at_ms, refusal.now_ms)
     whose = {"organization": "your", "user": "your own", "key": "this API key's"}[kind]
+    spent = f"{format_usd(budget.spent_nanousd)} is spent"
+    if budget.spent_nanousd < 0:
+        # credits are more than what was used
+        spent = f"nothing is spent, {format_usd(-budget.spent_nanousd)} of credit comes on top"
     parts = [
         f"This request could cost up to {format_usd(budget.worst_nanousd)}. Of {whose} {budget.period} limit of "
-        f"{format_usd(budget.limit_nanousd)}, {format_usd(budget.spent_nanousd)} is spent"
+        f"{format_usd(budget.limit_nanousd)}, {spent}"
     ]
     parts.append(
         f" and {format_usd(budget.held_nanousd)} is held for running requests. " if budget.held_nanousd else ". "

@@ -10,7 +10,7 @@ from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire import keys
 from apps.accounts import audit
-from apps.spend import balance, killswitch, periods, totals
+from apps.spend import balance, corrections, killswitch, periods, totals
 from apps.spend.admission import admit, run_gate
 from apps.spend.models import SpendTotal
 from tests.apps.spend.cast import (
@@ -149,6 +149,17 @@ async def test_the_narrowest_budget_that_refuses_is_named(caller):
     for scope in SCOPES:
         await set_budget(fill(scope, caller), 10, period="daily")
     assert "this API key's" in (await refused(make_ask(caller))).message
+
+
+async def test_credit_that_is_left_is_no_negative_spending(caller):
+    why = {"reason": "A present", "by": audit.by_system("test"), "reference": "corr_1"}
+    await on_thread(lambda: corrections.give_credit(caller.organization_id, 2 * USD, source="goodwill", **why))
+    await admit(make_ask(caller, worst_nanousd=3 * USD - 500))
+    message = (await refused(make_ask(caller, worst_nanousd=4 * USD))).message
+    assert message.startswith(
+        "This request could cost up to $4.00. Of your monthly limit of $1.00, nothing is spent, $2.00 of credit comes on top and "
+    )
+    assert "-$" not in message and "$-" not in message
 
 
 # --- periods -----------------------------------------------------------------------------------------------------------------------
