@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from django.contrib import admin
+from django.db import transaction
 from django.db.models import Model
 from django.http import HttpRequest
 from django.utils.html import format_html
@@ -14,9 +15,10 @@ from apps.accounts.models import AuditEvent
 
 
 class Audited:
-    """Record what is added and changed in a model's admin, with the old and the new values.
+    """Record what is added, changed and deleted in a model's admin, with the old and the new values.
 
-    Stands before ModelAdmin. ``audit_as`` names the thing: ``plan`` gives ``plan.create`` and ``plan.change`` of ``plan:<public id>``.
+    Stands before ModelAdmin. ``audit_as`` names the thing: ``plan`` gives ``plan.create``, ``plan.change`` and ``plan.delete`` of
+    ``plan:<public id>``.
     The admin saves inside a transaction, so the event is written with the change or not at all.
     """
 
@@ -34,6 +36,20 @@ class Audited:
             organization_id=self.audited_organization_id(obj),
             details={"name": str(obj), "changed": changed},
         )
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        target = f"{self.audit_as}:{_name(obj)}"
+        was = {field.name: _plain(getattr(obj, field.name)) for field in obj._meta.concrete_fields}
+        # one by one, the list's action is in no transaction
+        with transaction.atomic():
+            audit.record(
+                f"{self.audit_as}.delete",
+                target=target,
+                by=audit.by_request(request),
+                organization_id=self.audited_organization_id(obj),
+                details={"name": str(obj), "was": was},
+            )
+            super().delete_model(request, obj)  # type: ignore[misc]
 
     def audited_organization_id(self, obj: Any) -> str:
         """Return the public id of the organization that ``obj`` belongs to, '' when it belongs to the site."""

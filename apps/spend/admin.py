@@ -7,14 +7,16 @@ from django.utils import timezone
 from unfold.admin import ModelAdmin
 
 from aiscale.db import format_usd
+from apps.accounts.audit_admin import Audited
 from apps.spend import alert_admin, kill_admin, ledger_admin, price_admin  # noqa: F401  # they register their pages
 from apps.spend.forms import BudgetForm
 from apps.spend.models import Budget
 
 
 @admin.register(Budget)
-class BudgetAdmin(ModelAdmin):  # type: ignore[misc]
+class BudgetAdmin(Audited, ModelAdmin):  # type: ignore[misc]
     form = BudgetForm
+    audit_as = "budget"
     list_display = ["scope", "period", "limit", "thresholds_in_words", "raised", "note", "updated_at"]
     list_filter = ["period"]
     search_fields = ["scope", "note"]
@@ -42,7 +44,11 @@ class BudgetAdmin(ModelAdmin):  # type: ignore[misc]
             return "-"
         return f"{format_usd(budget.raise_nanousd)} until {budget.raise_until:%-d %B %Y %H:%M} (UTC)"
 
+    def audited_organization_id(self, obj: Budget) -> str:
+        kind, _, name = obj.scope.partition(":")
+        return str(name) if kind == "organization" else ""
+
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Budget]) -> None:
-        # one by one: each tells the gate that the plan's limit is back
+        # one by one: each tells the gate that the plan's limit is back, and is audited
         for budget in queryset:
-            budget.delete()
+            self.delete_model(request, budget)
