@@ -10,7 +10,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from apps.accounts.models import ApiKey, User
-from apps.spend import explanations, statement_files, statements, visibility
+from apps.spend import explanations, statement_files, statements, usage, visibility
 from apps.spend.statement_files import format_amount
 from apps.spend.statements import Statement
 from apps.spend.usage_views import read_days, stream_csv
@@ -34,7 +34,8 @@ class StatementView(APIView):
         scope = read_scope(request)
         days = read_days(request._request, scope)
         statement = statements.build(scope.organization.public_id, days, user_id=scope.user_id)
-        return Response(_describe(statement))
+        month = usage.find_month(scope.organization.public_id, days, scope.user_id)
+        return Response(_describe(statement) | {"month": month and _describe_month(month)})
 
 
 class StatementFile(APIView):
@@ -101,6 +102,20 @@ def _describe(statement: Statement) -> dict[str, Any]:
             for unit in ("nanousd", "usd")
         },
     }
+
+
+def _describe_month(summary: usage.MonthSummary) -> dict[str, Any]:
+    """Say how the current month stands: what a limit refuses, and what the plan's price pays for."""
+    left = {
+        "left": max(summary.limit_nanousd - summary.spent_nanousd - summary.held_nanousd, 0),
+        "included_left": max(summary.included_nanousd - max(summary.spent_nanousd, 0), 0),
+    }
+    amounts = {name.removesuffix("_nanousd"): value for name, value in msgspec.structs.asdict(summary).items()}
+    month = amounts.pop("month")
+    value: dict[str, Any] = {"month": month}
+    for name, nanousd in (amounts | left).items():
+        value |= {f"{name}_nanousd": nanousd, f"{name}_usd": format_amount(nanousd)}
+    return value
 
 
 def _describe_part(part: explanations.Explanation) -> dict[str, Any]:

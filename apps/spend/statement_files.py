@@ -16,7 +16,7 @@ from django.db.models import Q
 from aiscale.db import NANOUSD_PER_USD
 from apps.accounts.callers import on_thread
 from apps.accounts.models import ApiKey
-from apps.spend import statements
+from apps.spend import statements, usage
 from apps.spend.models import UsageRecord
 from apps.spend.statements import Days, UsageLine
 
@@ -35,7 +35,8 @@ REQUEST_COLUMNS = [
 
 
 async def iter_statement(organization_id: str, days: Days, *, user_id: str = "") -> AsyncIterator[bytes]:
-    """Yield a statement's lines, a day at a time, and its total last. I/O: three SQL statements a day, each on a thread."""
+    """Yield a statement's lines, a day at a time, and its total last, with what the plan includes. I/O: three SQL statements a day, each on
+    a thread, and those of `usage.find_month`."""
     yield _write([STATEMENT_COLUMNS])
     total = 0
     keys = await on_thread(lambda: _name_all_keys(organization_id))
@@ -46,7 +47,9 @@ async def iter_statement(organization_id: str, days: Days, *, user_id: str = "")
         if rows:
             yield _write(rows)
     last = ["" for _ in STATEMENT_COLUMNS]
-    last[:2], last[-3:] = [f"{days.first} to {days.last}", "total"], [format_amount(total), str(total), ""]
+    month = await on_thread(lambda: usage.find_month(organization_id, days, user_id))
+    memo = month.describe_included() if month else ""
+    last[:2], last[-3:] = [f"{days.first} to {days.last}", "total"], [format_amount(total), str(total), memo]
     yield _write([last])
 
 

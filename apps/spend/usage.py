@@ -7,13 +7,15 @@ import msgspec
 from django.db import connection, transaction
 
 from aiscale import redis as redis_clients
+from aiscale.db import format_usd
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire import keys
 from aiscale.wire.events import Finished
 from apps.accounts.models import Organization
-from apps.spend import budgets, ledger, periods, pricing
+from apps.spend import budgets, ledger, periods, pricing, statements
 from apps.spend.models import Budget, UsageRecord
 from apps.spend.periods import Span
+from apps.spend.statements import Days
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +63,26 @@ _INSERT = f"""
 
 
 class MonthSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """State an organization's month: what is spent, what running requests hold, and what may be spent at most."""
+    """State an organization's month: what is spent, what running requests hold, what may be spent at most, and what the plan's price
+    pays of it."""
 
     month: str
     spent_nanousd: int
     held_nanousd: int
     limit_nanousd: int
+    included_nanousd: int
+
+    def describe_included(self) -> str:
+        """Say how much of what the plan includes is left; '' for a plan that includes nothing."""
+        if not self.included_nanousd:
+            return ""
+        left = self.included_nanousd - max(self.spent_nanousd, 0)
+        rest = (
+            f"{format_usd(left)} of it is left"
+            if left >= 0
+            else f"it is used up, and {format_usd(-left)} goes beyond it"
+        )
+        return f"The plan includes {format_usd(self.included_nanousd)} a month: {rest}."
 
 
 def cost_of(event: Finished) -> int:
@@ -110,7 +126,7 @@ def record(events: Iterable[Finished]) -> set[str]:
 def month_summary(organization_id: str) -> MonthSummary:
     """Sum up the current month, in the organization's time zone. Not for the hot path: the gate has its own numbers.
 
-    I/O: up to four SQL statements and one Redis trip. Without Redis the ledger alone speaks, and nothing seems held.
+    I/O: up to five SQL statements and one Redis trip. Without Redis the ledger alone speaks, and nothing seems held.
     Raises: AiscaleError (NOT_FOUND); django.db.Error.
     """
     now_ms = periods.now_ms()
@@ -120,9 +136,26 @@ def month_summary(organization_id: str) -> MonthSummary:
     if spent is None:
         start, end = periods.to_datetime(span.start_ms), periods.to_datetime(span.end_ms)
         spent = ledger.sum_between(organization_id, start, end)
-    return MonthSummary(
-        month=periods.month_of(now_ms, zone), spent_nanousd=spent, held_nanousd=held, limit_nanousd=limit_nanousd
+    plan = Organization.objects.filter(public_id=organization_id).values_list(
+        "plan__monthly_included_nanousd", flat=True
     )
+    return MonthSummary(
+        month=periods.month_of(now_ms, zone),
+        spent_nanousd=spent,
+        held_nanousd=held,
+        limit_nanousd=limit_nanousd,
+        included_nanousd=plan.first() or 0,
+    )
+
+
+def find_month(organization_id: str, days: Days, user_id: str = "") -> MonthSummary | None:
+    """Do `month_summary` where the days are the current month; None for others, and for what one person used.
+
+    I/O: none, or as `month_summary`.
+    """
+    if user_id or not days.month or days.month != statements.this_month(days.zone):
+        return None
+    return month_summary(organization_id)
 
 
 def _get_limit(organization_id: str, now_ms: int) -> tuple[int, str]:

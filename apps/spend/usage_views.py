@@ -118,12 +118,11 @@ def _navigate(days: Days) -> dict[str, str]:
 
 
 def _describe_month(scope: Scope, days: Days) -> dict[str, Any] | None:
-    """Say how the current month stands against its limit; None for other days, and for who sees only their own usage."""
-    if scope.user_id or days.month != statements.this_month(days.zone):
+    """Say how the current month stands against its limit, for the page."""
+    summary = usage.find_month(scope.organization.public_id, days, scope.user_id)
+    if summary is None:
         return None
-    summary = usage.month_summary(scope.organization.public_id)
     spent, limit = summary.spent_nanousd, summary.limit_nanousd
-    included = scope.organization.plan.monthly_included_nanousd
     return {
         "spent": format_usd(max(spent, 0)),
         "credit": format_usd(-spent) if spent < 0 else "",
@@ -131,9 +130,7 @@ def _describe_month(scope: Scope, days: Days) -> dict[str, Any] | None:
         "held": format_usd(summary.held_nanousd) if summary.held_nanousd else "",
         "left": format_usd(max(limit - spent - summary.held_nanousd, 0)),
         "percent": min(max(spent, 0) * 100 // limit, 100) if limit else 100,
-        "included": format_usd(included) if included else "",
-        "included_left": format_usd(max(included - max(spent, 0), 0)),
-        "beyond_included": format_usd(max(spent - included, 0)) if included and spent > included else "",
+        "included": summary.describe_included(),
         "renews_on": days.last + timedelta(days=1),
     }
 

@@ -125,11 +125,19 @@ async def test_m5_page_api_and_csv_say_the_same(client, browser):
     rows = await read_csv(browser, f"/account/usage/statement.csv?month={MONTH}&organization={company.id}")
     assert sum(int(row["nanousd"]) for row in rows[:-1]) == total == int(rows[-1]["nanousd"])
     assert rows[-1]["usd"] == statement_files.format_amount(total)
+    # what the plan includes is said in all three
+    month = answer["month"]
+    assert (month["spent_nanousd"], month["month"], month["included_usd"]) == (total, MONTH, "20.000000000")
+    assert month["included_left_nanousd"] == 20 * 10**9 - max(total, 0)
+    assert month["left_nanousd"] == month["limit_nanousd"] - total
+    assert rows[-1]["memo"].startswith("The plan includes $20.00 a month: ") and "is left." in rows[-1]["memo"]
+    other = (await browser.get(f"/api/v1/usage?month=2025-01&organization={company.id}")).json()
+    assert other["month"] is None, "what a plan includes is told of the month that runs"
     requests = await read_csv(browser, f"/account/usage/requests.csv?month={MONTH}&organization={company.id}")
     assert sum(int(row["nanousd"]) for row in requests) == answer["totals"]["usage_nanousd"]
     assert len(requests) == 60
     page = (await browser.get(f"/account/usage/?organization={company.id}")).content.decode()
-    assert "These lines add up to the ledger" in page
+    assert "These lines add up to the ledger" in page and rows[-1]["memo"] in page
 
 
 async def test_a_spreadsheet_runs_none_of_it(client, browser):
