@@ -179,12 +179,19 @@ class OutputText(Shape):
     logprobs: list[Any]
 
 
-class OutputMessage(Shape):
+class OutputMessage(Shape, tag_field="type", tag="message"):
     id: str
-    type: Literal["message"]
     status: Literal["in_progress", "completed", "incomplete"]
     role: Literal["assistant"]
     content: list[OutputText]
+
+
+class OutputCall(Shape, tag_field="type", tag="function_call"):
+    id: str
+    status: Literal["in_progress", "completed"]
+    call_id: str
+    name: str
+    arguments: str
 
 
 class ResponseFailure(Shape):
@@ -215,7 +222,7 @@ class Response(Shape):
     max_tool_calls: None
     metadata: dict[str, str]
     model: str
-    output: list[OutputMessage]
+    output: list[OutputMessage | OutputCall]
     parallel_tool_calls: bool
     previous_response_id: str | None
     reasoning: dict[str, Any]
@@ -223,7 +230,7 @@ class Response(Shape):
     store: bool
     temperature: float
     text: dict[str, Any]
-    tool_choice: str
+    tool_choice: str | dict[str, Any]
     tools: list[Any]
     top_logprobs: int
     top_p: float
@@ -232,17 +239,23 @@ class Response(Shape):
     user: None
 
 
-class InputItem(Shape):
+class InputMessage(Shape, tag_field="type", tag="message"):
     id: str
-    type: Literal["message"]
     status: Literal["completed"]
     role: str
     content: list[dict[str, Any]]
 
 
+class InputCallOutput(Shape, tag_field="type", tag="function_call_output"):
+    id: str
+    status: Literal["completed"]
+    call_id: str
+    output: str
+
+
 class InputItemList(Shape):
     object: Literal["list"]
-    data: list[InputItem]
+    data: list[InputMessage | OutputCall | InputCallOutput]
     first_id: str | None
     last_id: str | None
     has_more: bool
@@ -254,9 +267,14 @@ class Deleted(Shape):
     deleted: bool
 
 
-class TextBlock(Shape):
-    type: Literal["text"]
+class TextBlock(Shape, tag_field="type", tag="text"):
     text: str
+
+
+class ToolUseBlock(Shape, tag_field="type", tag="tool_use"):
+    id: str
+    name: str
+    input: dict[str, Any]
 
 
 class MessageUsage(Shape):
@@ -274,8 +292,8 @@ class Message(Shape):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[TextBlock]
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence"]
+    content: list[TextBlock | ToolUseBlock]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
     stop_sequence: str | None
     usage: MessageUsage
 

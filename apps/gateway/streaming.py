@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TypeVar
 
 from aiscale.wire.events import Delta, Finished
+from apps.gateway.chat_choices import Calls
 from apps.inference.completions import Run
 from apps.inference.endings import make_failure
 
@@ -55,15 +56,17 @@ async def merge(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[int,
             future.cancel()
 
 
-async def read_whole(run: Run) -> tuple[str, Finished]:
-    """Listen to the end; return the text and how it ended. Raises: AiscaleError for any end but a good one."""
+async def read_whole(run: Run) -> tuple[str, Calls, Finished]:
+    """Listen to the end; return the text, the calls and how it ended. Raises: AiscaleError for any end but a good one."""
     text: list[str] = []
+    calls = Calls()
     async for event in run.events():
         if isinstance(event, Delta):
             text.append(event.text)
+            calls.take(event.tool_calls)
         elif isinstance(event, Finished):
             check_end(run, event)
-            return "".join(text), event
+            return "".join(text), calls, event
     raise AssertionError("a run ended without its last event")
 
 

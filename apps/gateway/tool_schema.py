@@ -43,7 +43,7 @@ def read_tools(values: list[dict[str, Any]], choice: Any, parallel: bool | None)
     """Return the tools that may be called; None for none. Raises: AiscaleError, with ``param`` tools or tool_choice."""
     if not values:
         if choice not in (None, "none", "auto"):
-            raise _bad("tool_choice is only allowed when there are tools", "tool_choice")
+            raise refuse("tool_choice is only allowed when there are tools", "tool_choice")
         return None
     functions = []
     for index, value in enumerate(values):
@@ -64,20 +64,20 @@ def read_tools(values: list[dict[str, Any]], choice: Any, parallel: bool | None)
 def make_tools(functions: list[Function], choice: Any, parallel: bool | None) -> Tools | None:
     """Check functions and the choice among them. Raises: AiscaleError."""
     if len(functions) > MAX_TOOLS:
-        raise _bad(f"tools holds {len(functions)} entries; send at most {MAX_TOOLS}", "tools")
+        raise refuse(f"tools holds {len(functions)} entries; send at most {MAX_TOOLS}", "tools")
     names: set[str] = set()
     for index, function in enumerate(functions):
         if not NAME.fullmatch(function.name):
-            raise _bad("A tool's name must be 1 to 64 letters, digits, _ and -", f"tools[{index}].name")
+            raise refuse("A tool's name must be 1 to 64 letters, digits, _ and -", f"tools[{index}].name")
         if function.name in names:
-            raise _bad(f"Two tools are named {function.name!r}", f"tools[{index}].name")
+            raise refuse(f"Two tools are named {function.name!r}", f"tools[{index}].name")
         names.add(function.name)
     tools = tuple(
         Tool(name=function.name, description=function.description or "", parameters=function.parameters)
         for function in functions
     )
     if len(json.dumps([tool.describe() for tool in tools])) > MAX_TOOLS_BYTES:
-        raise _bad(f"The tools are larger than {MAX_TOOLS_BYTES >> 10} KiB", "tools")
+        raise refuse(f"The tools are larger than {MAX_TOOLS_BYTES >> 10} KiB", "tools")
     many = parallel is not False
     if choice in (None, "auto"):
         return Tools(tools=tools, parallel=many)
@@ -89,9 +89,9 @@ def make_tools(functions: list[Function], choice: Any, parallel: bool | None) ->
     name = chosen.get("name") if isinstance(chosen, dict) else None
     if not isinstance(name, str):
         what = 'tool_choice must be "none", "auto", "required", or name a function of tools'
-        raise _bad(what, "tool_choice")
+        raise refuse(what, "tool_choice")
     if name not in names:
-        raise _bad(f"tool_choice names {name[:64]!r}, which is none of the tools", "tool_choice")
+        raise refuse(f"tool_choice names {name[:64]!r}, which is none of the tools", "tool_choice")
     return Tools(tools=tools, must_call=True, only=name, parallel=many)
 
 
@@ -111,27 +111,28 @@ def read_calls(values: list[dict[str, Any]], path: str) -> tuple[ToolCall, ...]:
 def make_call(call_id: str, name: str, arguments: str, path: str) -> ToolCall:
     """Check one call that was made. Raises: AiscaleError (INVALID_REQUEST)."""
     if not 1 <= len(call_id) <= MAX_ID_CHARS:
-        raise _bad(f"{path}.id must have 1 to {MAX_ID_CHARS} characters", f"{path}.id")
+        raise refuse(f"{path}.id must have 1 to {MAX_ID_CHARS} characters", f"{path}.id")
     if not NAME.fullmatch(name):
-        raise _bad(f"{path} names no function: 1 to 64 letters, digits, _ and -", f"{path}.name")
+        raise refuse(f"{path} names no function: 1 to 64 letters, digits, _ and -", f"{path}.name")
     try:
         value = json.loads(arguments or "{}")
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise _bad(f"The arguments of {path} are no JSON object", f"{path}.arguments")
+        raise refuse(f"The arguments of {path} are no JSON object", f"{path}.arguments")
     return ToolCall(id=call_id, name=name, arguments=arguments or "{}")
 
 
-def check_results(messages: list[ChatMessage]) -> None:
-    """Raise: AiscaleError (INVALID_REQUEST) for the result of a call that nobody made."""
+def check_results(messages: list[ChatMessage], param: str = "") -> None:
+    """Raise: AiscaleError (INVALID_REQUEST) for the result of a call that nobody made. ``param`` names all of the messages."""
     called: set[str] = set()
     for index, message in enumerate(messages):
         called |= {call.id for call in message.tool_calls}
         if message.role == "tool" and message.tool_call_id not in called:
-            what = f"messages[{index}] is the result of {message.tool_call_id[:64]!r}, which no message before it calls"
-            raise _bad(what, f"messages[{index}].tool_call_id")
+            what = f"A result is that of {message.tool_call_id[:64]!r}, which nothing before it calls"
+            raise refuse(what, param or f"messages[{index}].tool_call_id")
 
 
-def _bad(what: str, param: str) -> AiscaleError:
+def refuse(what: str, param: str) -> AiscaleError:
+    """Make the refusal of something in the body."""
     return AiscaleError(Code.INVALID_REQUEST, f"{what}.", param=param)

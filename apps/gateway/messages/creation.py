@@ -1,11 +1,12 @@
 """Answer ``POST /v1/messages`` and ``/v1/messages/count_tokens``."""
 
+import json
 from typing import Any
 
-from aiscale.wire.events import Delta, Finished
+from aiscale.wire.events import Delta, Finished, ToolCallPart
 from apps.accounts.callers import Caller
 from apps.gateway.exchange import Exchange
-from apps.gateway.messages.schema import Conversation, MessagesBody, check_version, read_count, read_messages
+from apps.gateway.messages.schema import Conversation, check_version, read_count, read_messages
 from apps.gateway.streaming import check_end, read_whole, with_silences
 from apps.inference import catalog, completions, prompts
 from apps.inference.catalog import CatalogModel
@@ -28,14 +29,16 @@ async def answer_messages(exchange: Exchange, caller: Caller, body: bytes) -> No
         top_k=wanted.top_k,
         top_p=wanted.top_p,
         stop=tuple(wanted.stop_sequences),
+        tools=conversation.tools,
     )
     async with await completions.start(request, caller) as run:
         if wanted.stream:
-            await _stream(exchange, wanted, run)
+            await Stream(exchange, run).send()
         else:
-            text, event = await read_whole(run)
-            content = [{"type": "text", "text": text}]
-            ending = _ending(event)
+            text, calls, event = await read_whole(run)
+            content: list[dict[str, Any]] = [{"type": "text", "text": text}] if text or not calls else []
+            content += [_describe_call(call, json.loads(call.arguments)) for call in calls.list_all()]
+            ending = _ending(event, called=bool(calls))
             value = _make_message(run) | {"content": content, **ending, "usage": _usage(event)}
             await exchange.send_json(200, value, run.headers)
 
@@ -51,35 +54,79 @@ async def answer_count(exchange: Exchange, caller: Caller, body: bytes) -> None:
 
 async def _continue(model: CatalogModel, conversation: Conversation) -> list[int]:
     """Return the prompt, up to and with the words that the answer begins with."""
-    before = await prompts.build_prompt(model, conversation.messages)
+    before = await prompts.build_prompt(model, conversation.messages, conversation.tools)
     if not conversation.prefill:
         return before
     return [*before, *await prompts.encode_prompt(model, conversation.prefill)]
 
 
-async def _stream(exchange: Exchange, wanted: MessagesBody, run: Run) -> None:
-    async def say(kind: str, **fields: Any) -> None:
-        await exchange.send_event({"type": kind, **fields}, kind)
+class Stream:
+    """Send one message as its events. A block is opened when something of it comes, and closed when another one begins."""
 
-    async for event in with_silences(run.events()):
-        if isinstance(event, Finished):
-            check_end(run, event)
-        if not exchange.started:
-            if event is not None and not isinstance(event, Delta | Finished):
-                continue
-            await exchange.start_stream(run.headers)
-            await say("message_start", message=_make_message(run))
-            await say("content_block_start", index=0, content_block={"type": "text", "text": ""})
-            await say("ping")
-        if event is None:
-            await say("ping")
-        elif isinstance(event, Delta) and event.text:
-            await say("content_block_delta", index=0, delta={"type": "text_delta", "text": event.text})
-        elif isinstance(event, Finished):
-            await say("content_block_stop", index=0)
-            await say("message_delta", delta=_ending(event), usage=_usage(event))
-    await say("message_stop")
-    await exchange.end_stream()
+    def __init__(self, exchange: Exchange, run: Run) -> None:
+        self._exchange = exchange
+        self._run = run
+        self._blocks = 0
+        self._open = ""
+        """What the open block holds: ``text``, or the number of a call."""
+        self._called = False
+
+    async def send(self) -> None:
+        """Send all events. Raises: AiscaleError, before anything was sent."""
+        async for event in with_silences(self._run.events()):
+            if isinstance(event, Finished):
+                check_end(self._run, event)
+            if not self._exchange.started:
+                if event is not None and not isinstance(event, Delta | Finished):
+                    continue
+                await self._exchange.start_stream(self._run.headers)
+                await self._say("message_start", message=_make_message(self._run))
+            if event is None:
+                await self._say("ping")
+            elif isinstance(event, Delta):
+                await self._tell(event)
+            elif isinstance(event, Finished):
+                if not self._blocks:
+                    await self._begin("text", {"type": "text", "text": ""})
+                await self._close()
+                await self._say("message_delta", delta=_ending(event, called=self._called), usage=_usage(event))
+        await self._say("message_stop")
+        await self._exchange.end_stream()
+
+    async def _tell(self, delta: Delta) -> None:
+        if delta.text:
+            await self._begin("text", {"type": "text", "text": ""})
+            await self._add({"type": "text_delta", "text": delta.text})
+        for part in delta.tool_calls:
+            self._called = True
+            await self._begin(str(part.index), _describe_call(part, {}))
+            if part.arguments:
+                await self._add({"type": "input_json_delta", "partial_json": part.arguments})
+
+    async def _begin(self, what: str, block: dict[str, Any]) -> None:
+        if self._open == what:
+            return
+        await self._close()
+        self._open = what
+        await self._say("content_block_start", index=self._blocks, content_block=block)
+        self._blocks += 1
+        if self._blocks == 1:
+            await self._say("ping")
+
+    async def _add(self, delta: dict[str, Any]) -> None:
+        await self._say("content_block_delta", index=self._blocks - 1, delta=delta)
+
+    async def _close(self) -> None:
+        if self._open:
+            await self._say("content_block_stop", index=self._blocks - 1)
+        self._open = ""
+
+    async def _say(self, kind: str, **fields: Any) -> None:
+        await self._exchange.send_event({"type": kind, **fields}, kind)
+
+
+def _describe_call(call: ToolCallPart, value: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": value}
 
 
 def _make_message(run: Run) -> dict[str, Any]:
@@ -101,12 +148,12 @@ def _make_message(run: Run) -> dict[str, Any]:
     }
 
 
-def _ending(event: Finished) -> dict[str, Any]:
+def _ending(event: Finished, *, called: bool) -> dict[str, Any]:
     if event.finish_reason == "length":
         return {"stop_reason": "max_tokens", "stop_sequence": None}
     if event.stop_sequence is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": event.stop_sequence}
-    return {"stop_reason": "end_turn", "stop_sequence": None}
+    return {"stop_reason": "tool_use" if called else "end_turn", "stop_sequence": None}
 
 
 def _usage(event: Finished) -> dict[str, Any]:

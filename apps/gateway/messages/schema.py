@@ -8,7 +8,10 @@ from aiscale.errors import AiscaleError, Code
 from apps.gateway import parameters
 from apps.gateway.chat_schema import MAX_MESSAGES, MAX_STOP_CHARS, MAX_TOP_K
 from apps.gateway.exchange import Exchange
+from apps.gateway.messages import blocks
+from apps.gateway.tool_schema import check_results
 from apps.inference.prompts import ChatMessage
+from apps.inference.tools import Tools
 
 VERSIONS = ("2023-06-01", "2026-10-21")
 MAX_STOP = 4
@@ -26,19 +29,9 @@ DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "output_format": (),
     "speed": ("standard",),
     "thinking": ({"type": "disabled"},),
-    "tool_choice": ({"type": "none"}, {"type": "auto"}),
-    "tools": ([],),
     "user_profile_id": (),
     "workspace_id": (),
 }
-
-_BLOCK_HARMLESS = frozenset({"cache_control"})
-_BLOCK_DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {"citations": ([],)}
-
-
-class TextBlock(msgspec.Struct, kw_only=True):
-    text: str
-    type: Literal["text"]
 
 
 class Message(msgspec.Struct, kw_only=True):
@@ -52,6 +45,8 @@ class CountBody(msgspec.Struct, kw_only=True):
     model: str
     messages: list[dict[str, Any]]
     system: str | list[dict[str, Any]] = ""
+    tools: list[dict[str, Any]] = []
+    tool_choice: dict[str, Any] | None = None
 
 
 class MessagesBody(CountBody, kw_only=True):
@@ -70,6 +65,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
 
     messages: list[ChatMessage]
     prefill: str
+    tools: Tools | None = None
 
 
 def check_version(exchange: Exchange) -> None:
@@ -118,10 +114,16 @@ def read_conversation(wanted: CountBody) -> Conversation:
             f"messages holds {len(wanted.messages)} entries; send 1 to {MAX_MESSAGES}.",
             param="messages",
         )
-    system = _read_content(wanted.system, "system")
+    system = blocks.read_text(wanted.system, "system")
     turns = [ChatMessage(role="system", content=system)] if system else []
-    turns += [_read_message(value, f"messages[{index}]") for index, value in enumerate(wanted.messages)]
-    prefill = turns.pop().content if turns[-1].role == "assistant" else ""
+    for index, value in enumerate(wanted.messages):
+        turns += _read_message(value, f"messages[{index}]")
+    check_results(turns, "messages")
+    tools = blocks.read_tools(wanted.tools, wanted.tool_choice)
+    prefill = turns.pop().content if turns[-1].role == "assistant" and not turns[-1].tool_calls else ""
+    if prefill and tools is not None:
+        message = "An answer that goes on from your words cannot call tools. Leave out the last message, or tools."
+        raise AiscaleError(Code.UNSUPPORTED_PARAMETER, message, param="messages")
     if prefill != prefill.rstrip():
         last = f"messages[{len(wanted.messages) - 1}].content"
         message = "The last message is the assistant's, and cannot end with white space: the answer goes on from it."
@@ -129,39 +131,24 @@ def read_conversation(wanted: CountBody) -> Conversation:
     if not any(turn.role != "system" for turn in turns):
         message = "messages holds no message of the user. Send one."
         raise AiscaleError(Code.INVALID_REQUEST, message, param="messages")
-    return Conversation(messages=_join_neighbours(turns), prefill=prefill)
+    return Conversation(messages=_join_neighbours(turns), prefill=prefill, tools=tools)
 
 
 def _join_neighbours(turns: list[ChatMessage]) -> list[ChatMessage]:
     """Make one turn of several of the same role, as Anthropic does."""
     joined: list[ChatMessage] = []
     for turn in turns:
-        if joined and joined[-1].role == turn.role:
-            joined[-1] = ChatMessage(role=turn.role, content=f"{joined[-1].content}\n\n{turn.content}")
+        if joined and joined[-1].role == turn.role and turn.role != "tool":
+            before = joined[-1]
+            content = "\n\n".join(filter(None, (before.content, turn.content)))
+            calls = before.tool_calls + turn.tool_calls
+            joined[-1] = ChatMessage(role=turn.role, content=content, tool_calls=calls)
         else:
             joined.append(turn)
     return joined
 
 
-def _read_message(value: dict[str, Any], path: str) -> ChatMessage:
+def _read_message(value: dict[str, Any], path: str) -> list[ChatMessage]:
     with parameters.within(path):
         message = parameters.convert(value, Message, harmless=frozenset(), defaults_only={})
-    return ChatMessage(role=message.role, content=_read_content(message.content, f"{path}.content"))
-
-
-def _read_content(content: str | list[dict[str, Any]], path: str) -> str:
-    if isinstance(content, str):
-        return content
-    texts = []
-    for index, value in enumerate(content):
-        place = f"{path}[{index}]"
-        if value.get("type") != "text":
-            raise AiscaleError(
-                Code.UNSUPPORTED_PARAMETER,
-                f"Content blocks of the type {str(value.get('type'))[:40]!r} are not supported: {place} must be text.",
-                param=f"{place}.type",
-            )
-        with parameters.within(place):
-            block = parameters.convert(value, TextBlock, harmless=_BLOCK_HARMLESS, defaults_only=_BLOCK_DEFAULTS_ONLY)
-        texts.append(block.text)
-    return "".join(texts)
+    return blocks.read_turns(message.role, message.content, f"{path}.content")

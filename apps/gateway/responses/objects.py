@@ -4,7 +4,7 @@ from typing import Any
 
 from aiscale.db import make_public_id
 from aiscale.errors import AiscaleError
-from aiscale.wire.events import Finished
+from aiscale.wire.events import Finished, ToolCallPart
 from apps.gateway.responses.schema import ResponseBody
 from apps.inference.completions import Run
 
@@ -25,15 +25,15 @@ def make_head(wanted: ResponseBody, run: Run, response_id: str) -> dict[str, Any
         "metadata": wanted.metadata,
         "model": run.model,
         "output": [],
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": wanted.parallel_tool_calls is not False,
         "previous_response_id": wanted.previous_response_id,
         "reasoning": {"effort": None, "summary": None},
         "service_tier": "default",
         "store": wanted.store,
         "temperature": wanted.temperature,
         "text": {"format": wanted.text.format},
-        "tool_choice": "auto",
-        "tools": [],
+        "tool_choice": wanted.tool_choice or "auto",
+        "tools": wanted.tools,
         "top_logprobs": 0,
         "top_p": wanted.top_p,
         "truncation": "disabled",
@@ -61,11 +61,25 @@ def make_response_id() -> str:
     return make_public_id("resp")
 
 
-def end(head: dict[str, Any], text: str, event: Finished) -> dict[str, Any]:
-    """Return the response as it is after its job's last event. ``event`` ended it well, or was cancelled or killed."""
+def make_call(call: ToolCallPart, response_id: str, status: str) -> dict[str, Any]:
+    """Return the item of one call to a tool."""
+    item_id = f"fc_{response_id.partition('_')[2]}_{call.index}"
+    said = {"call_id": call.id, "name": call.name, "arguments": call.arguments}
+    return {"id": item_id, "type": "function_call", "status": status, **said}
+
+
+def end(
+    head: dict[str, Any], text: str, event: Finished, calls: list[ToolCallPart], *, text_at: int = 0
+) -> dict[str, Any]:
+    """Return the response as it is after its job's last event. ``event`` ended it well, or was cancelled or killed.
+
+    ``text_at`` is the place of the text among the calls.
+    """
     whole = event.finish_reason == "stop"
     status = "completed" if whole else "cancelled" if event.finish_reason == "cancelled" else "incomplete"
-    output = [make_message(make_item_id(head["id"]), text, "completed" if whole else "incomplete")]
+    output = [make_call(call, head["id"], "completed") for call in calls]
+    if text or not calls:
+        output.insert(text_at, make_message(make_item_id(head["id"]), text, "completed" if whole else "incomplete"))
     reason = {"length": "max_output_tokens"}.get(event.finish_reason, event.finish_reason)
     return head | {
         "status": status,
@@ -83,7 +97,7 @@ def fail(head: dict[str, Any], error: AiscaleError) -> dict[str, Any]:
 def make_usage(event: Finished) -> dict[str, Any]:
     return {
         "input_tokens": event.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": event.cached_tokens},
+        "input_tokens_details": {"cached_tokens": event.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": event.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": event.prompt_tokens + event.completion_tokens,

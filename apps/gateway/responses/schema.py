@@ -7,16 +7,14 @@ import msgspec
 from aiscale.errors import AiscaleError, Code
 from apps.gateway import parameters
 from apps.gateway.chat_schema import MAX_MESSAGES
+from apps.gateway.responses.items import join_calls, read_item
 from apps.inference.prompts import ChatMessage
 
 MAX_METADATA, MAX_METADATA_NAME, MAX_METADATA_VALUE = 16, 64, 512
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-
 HARMLESS = frozenset(
     {
         "include",
-        "parallel_tool_calls",
         "prompt_cache_key",
         "prompt_cache_retention",
         "safety_identifier",
@@ -32,15 +30,9 @@ DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "max_tool_calls": (),
     "prompt": (),
     "reasoning": ({},),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
-
-_ITEM_DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {"phase": ()}
-_ITEM_HARMLESS = frozenset({"id", "status"})
-_TEXT_PARTS = ("input_text", "output_text", "text")
 
 
 class ResponseStreamOptions(msgspec.Struct, kw_only=True):
@@ -52,14 +44,6 @@ class TextSettings(msgspec.Struct, kw_only=True):
 
     format: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "text"})
     verbosity: Literal["medium"] = "medium"
-
-
-class Item(msgspec.Struct, kw_only=True):
-    """One message of the input."""
-
-    role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[dict[str, Any]]
-    type: Literal["message"] = "message"
 
 
 class ResponseBody(msgspec.Struct, kw_only=True):
@@ -77,6 +61,9 @@ class ResponseBody(msgspec.Struct, kw_only=True):
     background: bool = False
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
+    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     text: TextSettings = msgspec.field(default_factory=TextSettings)
 
 
@@ -100,6 +87,9 @@ def read_response(body: bytes) -> tuple[ResponseBody, list[ChatMessage]]:
     if wanted.background and wanted.stream:
         message = "A background response cannot be streamed. Fetch it with GET /v1/responses/{id}."
         raise AiscaleError(Code.UNSUPPORTED_PARAMETER, message, param="stream")
+    if wanted.background and wanted.tools:
+        message = "A background response cannot call tools. Leave out background, or tools."
+        raise AiscaleError(Code.UNSUPPORTED_PARAMETER, message, param="tools")
     check_metadata(wanted.metadata)
     return wanted, read_items(wanted.input)
 
@@ -126,33 +116,4 @@ def read_items(value: str | list[dict[str, Any]]) -> list[ChatMessage]:
         raise AiscaleError(
             Code.INVALID_REQUEST, f"input holds {len(value)} items; send 1 to {MAX_MESSAGES}.", param="input"
         )
-    return [_read_item(item, f"input[{index}]") for index, item in enumerate(value)]
-
-
-def _read_item(value: dict[str, Any], path: str) -> ChatMessage:
-    kind = value.get("type", "message")
-    if kind != "message":
-        raise AiscaleError(
-            Code.UNSUPPORTED_PARAMETER,
-            f"Items of the type {str(kind)[:40]!r} are not supported: {path} must be a message.",
-            param=f"{path}.type",
-        )
-    with parameters.within(path):
-        item = parameters.convert(value, Item, harmless=_ITEM_HARMLESS, defaults_only=_ITEM_DEFAULTS_ONLY)
-    return ChatMessage(role=_ROLES[item.role], content=_read_content(item.content, f"{path}.content"))
-
-
-def _read_content(content: str | list[dict[str, Any]], path: str) -> str:
-    if isinstance(content, str):
-        return content
-    texts = []
-    for index, part in enumerate(content):
-        text = part.get("text")
-        if part.get("type") not in _TEXT_PARTS or not isinstance(text, str):
-            raise AiscaleError(
-                Code.INVALID_REQUEST,
-                f'{path}[{index}] is not supported: the parts must be {{"type": "input_text", "text": "..."}}.',
-                param=f"{path}[{index}]",
-            )
-        texts.append(text)
-    return "".join(texts)
+    return join_calls([read_item(item, f"input[{index}]") for index, item in enumerate(value)])

@@ -9,6 +9,7 @@ from django.utils import timezone
 from aiscale.errors import AiscaleError, Code
 from apps.accounts.models import Organization
 from apps.gateway.models import StoredResponse
+from apps.gateway.responses.items import keep, recall, recall_output
 from apps.inference.prompts import ChatMessage
 
 KEPT = timedelta(days=30)
@@ -54,10 +55,8 @@ def read_conversation(organization_id: str, response_id: str) -> list[ChatMessag
     messages: list[ChatMessage] = []
     for items, response, _, _ in rows:
         items, response = _parse(items), _parse(response)
-        messages += [ChatMessage(role=item["role"], content=item["content"]) for item in items]
-        for output in response["output"]:
-            text = "".join(part["text"] for part in output["content"])
-            messages.append(ChatMessage(role="assistant", content=text))
+        messages += [recall(item) for item in items]
+        messages += recall_output(response["output"])
     return messages
 
 
@@ -71,7 +70,7 @@ def create(
         status=StoredResponse.Status.IN_PROGRESS,
         job_id=job_id,
         previous_id=previous_id,
-        input_items=[{"role": message.role, "content": message.content} for message in messages],
+        input_items=[keep(message) for message in messages],
         response=head,
         is_background=head["background"],
         expires_at=timezone.now() + KEPT,

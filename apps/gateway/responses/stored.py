@@ -8,6 +8,7 @@ from apps.gateway.exchange import Exchange
 from apps.gateway.models import StoredResponse
 from apps.gateway.parameters import read_query
 from apps.gateway.responses import storage, upkeep
+from apps.gateway.responses.items import describe
 from apps.inference import queue
 
 CANCEL_TRIES, CANCEL_PAUSE_S = 50, 0.1
@@ -24,20 +25,8 @@ async def answer_input_items(exchange: Exchange, caller: Caller, body: bytes) ->
     """List what was said to a response, newest first as OpenAI does, or in its order. Raises: AiscaleError (NOT_FOUND)."""
     query = read_query(exchange.query_string, known=("order", "limit"), defaults_only={"include": (), "after": ()})
     row = await _get(exchange, caller)
-    items = [
-        {
-            "id": f"msg_{row.public_id.partition('_')[2]}_{index}",
-            "type": "message",
-            "status": "completed",
-            "role": item["role"],
-            "content": [
-                {"type": "output_text", "text": item["content"], "annotations": []}
-                if item["role"] == "assistant"
-                else {"type": "input_text", "text": item["content"]}
-            ],
-        }
-        for index, item in enumerate(row.input_items)
-    ]
+    number = row.public_id.partition("_")[2]
+    items = [part for index, item in enumerate(row.input_items) for part in describe(item, f"{number}_{index}")]
     if query.get("order", "desc") == "desc":
         items.reverse()
     ends = {"first_id": items[0]["id"] if items else None, "last_id": items[-1]["id"] if items else None}

@@ -9,12 +9,14 @@ from django.utils import timezone
 
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError
+from aiscale.wire.events import ToolCallPart
 from apps.accounts.callers import on_thread
 from apps.gateway import loops
 from apps.gateway.models import StoredResponse
-from apps.gateway.responses import objects, storage
+from apps.gateway.responses import items, objects, storage
 from apps.inference import replies
 from apps.inference.endings import make_failure
+from apps.inference.tools import CallReader
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +33,24 @@ async def find_end(row: StoredResponse) -> dict[str, Any] | None:
         return None
     if ending is not None:
         if ending.finish_reason in ("stop", "length", "cancelled", "killed"):
-            return objects.end(row.response, ending.text or "", ending)
+            text, calls = read_text(row.response, ending.text or "")
+            return objects.end(row.response, text, ending, calls)
         return objects.fail(row.response, make_failure(ending))
     age_s = (timezone.now() - row.created_at).total_seconds()
     patience_s = settings.ENV.request_deadline_s + YOUNG_S
     if age_s > patience_s or (age_s > YOUNG_S and await replies.find_state(row.job_id) is None):
         return objects.fail(row.response, replies.lost(row.job_id))
     return None
+
+
+def read_text(response: dict[str, Any], text: str) -> tuple[str, list[ToolCallPart]]:
+    """Tell the calls from a whole answer as our own models write them."""
+    tools = items.read_tools(response["tools"], "auto", None)
+    if tools is None:
+        return text, []
+    reader = CallReader(tools)
+    (first, before), (rest, after) = reader.take(text), reader.end()
+    return first + rest, [*before, *after]
 
 
 def finish_lost() -> int:
