@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from workers.artifacts import gguf_decoder, gguf_tokenizer
 from workers.artifacts.errors import ConversionError
 from workers.artifacts.quantize import BLOCK, quantize_int4, quantize_int8, quantize_rows
+from workers.engine.detokenizer import Detokenizer
 from workers.engine.providers import CPU
 from workers.engine.runner_onnx import OnnxRunner
 
@@ -137,3 +138,56 @@ def test_tokenizer_and_vocabulary(tmp_path: Path, tiny_llama: Any) -> None:
     assert encoded.tokens[:4] == ["<|im_start|>", "hel", "l", "o"]
     assert encoded.tokens[-5:] == ["Ġ", "4", "2", "<|im_end|>", "Ċ"], "digits stand alone"
     assert tokenizer.decode(encoded.ids, skip_special_tokens=False) == text
+
+
+def write_pieces(path: Path, pieces: list[tuple[str, float]], prefix_space: bool = True) -> Path:
+    """Write a GGUF file with a SentencePiece vocabulary: the usual head, 256 bytes, and ``pieces`` with their scores."""
+    writer = gguf.GGUFWriter(str(path), "llama")
+    head = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *((f"<0x{byte:02X}>", 0.0, 6) for byte in range(256))]
+    whole = [*head, *((piece, score, 1) for piece, score in pieces), ("<|user|>", 0.0, 4)]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([piece for piece, _, _ in whole])
+    writer.add_token_scores([score for _, score, _ in whole])
+    writer.add_token_types([kind for _, _, kind in whole])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_space_prefix(prefix_space)
+    writer.add_tensor("token_embd.weight", np.zeros((2, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+PIECES = [
+    ("\u2581h", -1.0),
+    ("el", -2.0),
+    ("\u2581he", -3.0),
+    ("lo", -4.0),
+    ("\u2581hel", -5.0),
+    ("\u2581hello", -6.0),
+    ("ll", -0.5),
+]
+LETTERS = [(letter, -100.0) for letter in "\u2581hello wrd".replace(" ", "")]
+
+
+def test_sentencepiece_vocabularies_are_rebuilt(tmp_path: Path) -> None:
+    pieces = [*PIECES, *dict(LETTERS).items()]
+    vocabulary = gguf_tokenizer.convert_tokenizer(
+        write_pieces(tmp_path / "m.gguf", pieces), tmp_path / "tokenizer.json"
+    )
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert (vocabulary.bos_token, vocabulary.eos_token, vocabulary.eos_token_ids) == ("<s>", "</s>", (2,))
+    # by score: ll first, which keeps el and lo from coming about
+    assert tokenizer.encode("hello").tokens == ["\u2581he", "ll", "o"]
+    assert tokenizer.encode("hel").tokens == ["\u2581hel"]
+    text = "hello w\u00e9rld  \u4e16"
+    encoded = tokenizer.encode(text)
+    assert "<0xC3>" in encoded.tokens and tokenizer.decode(encoded.ids) == text
+    assert tokenizer.encode("<s>hel</s><|user|>").tokens == ["<s>", "\u2581hel", "</s>", "<|user|>"]
+    stream = Detokenizer(tokenizer)
+    assert "".join(stream.add(token) for token in encoded.ids) + stream.flush() == text
+    bare = write_pieces(tmp_path / "bare.gguf", pieces, prefix_space=False)
+    gguf_tokenizer.convert_tokenizer(bare, tmp_path / "bare.json")
+    assert Tokenizer.from_file(str(tmp_path / "bare.json")).encode("ll o").tokens == ["ll", "\u2581", "o"]

@@ -6,6 +6,7 @@ from typing import Any
 import gguf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from workers.artifacts import sentencepiece_bpe
 from workers.artifacts.errors import ConversionError
 from workers.artifacts.gguf_decoder import open_file, read_field
 from workers.artifacts.vocabulary import END_WORDS, MAX_TEMPLATE_CHARS, Vocabulary
@@ -23,33 +24,48 @@ _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[
 def convert_tokenizer(source: Path, target: Path) -> Vocabulary:
     """Write ``tokenizer.json`` to ``target``.
 
-    I/O: reads the source's metadata, writes the target. Raises: ConversionError for a vocabulary that is no byte-level BPE.
+    I/O: reads the source's metadata, writes the target. Raises: ConversionError for a vocabulary of another kind.
     """
     reader = open_file(source)
     kind = read_field(reader, "tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise ConversionError(f"the GGUF file's tokenizer is of kind {kind!r}; only byte-level BPE (gpt2) is converted")
     tokens: list[str] = read_field(reader, "tokenizer.ggml.tokens")
     types: list[int] = read_field(reader, "tokenizer.ggml.token_type", [int(gguf.TokenType.NORMAL)] * len(tokens))
-    cut = read_field(reader, "tokenizer.ggml.pre", "default")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens) or len(types) != len(tokens):
         raise ConversionError("the GGUF file lists a token twice; it is damaged")
+    build = {"gpt2": _build_byte_level, "llama": _build_sentencepiece}.get(kind)
+    if build is None:
+        raise ConversionError(
+            f"the GGUF file's tokenizer is of kind {str(kind)[:40]!r}; byte-level BPE (gpt2) and SentencePiece BPE (llama) are converted"
+        )
     try:
-        merges = [tuple(merge.split(" ", 1)) for merge in read_field(reader, "tokenizer.ggml.merges")]
-        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+        tokenizer = build(reader, tokens, types)
     except ConversionError:
         raise
     except Exception as error:  # the library raises nothing narrower
         raise ConversionError(f"the GGUF file's vocabulary cannot be used: {str(error)[:150]}") from error
+    tokenizer.save(str(target), pretty=False)
+    return _vocabulary(reader, tokens, vocabulary)
+
+
+def _build_byte_level(reader: Any, tokens: list[str], types: list[int]) -> Tokenizer:
+    merges = [tuple(merge.split(" ", 1)) for merge in read_field(reader, "tokenizer.ggml.merges")]
+    cut = read_field(reader, "tokenizer.ggml.pre", "default")
+    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = _pre_tokenizer(cut)
     if cut in _NORMALIZED:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     special = [token for token, type_ in zip(tokens, types, strict=True) if type_ in _SPECIAL_TYPES]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    tokenizer.save(str(target), pretty=False)
-    return _vocabulary(reader, tokens, vocabulary)
+    return tokenizer
+
+
+def _build_sentencepiece(reader: Any, tokens: list[str], types: list[int]) -> Tokenizer:
+    prefix_space = bool(read_field(reader, "tokenizer.ggml.add_space_prefix", True))
+    return sentencepiece_bpe.build(
+        tokens, read_field(reader, "tokenizer.ggml.scores"), types, prefix_space=prefix_space
+    )
 
 
 def _vocabulary(reader: Any, tokens: list[str], vocabulary: dict[str, int]) -> Vocabulary:
