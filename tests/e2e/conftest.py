@@ -87,7 +87,7 @@ class Stack:
         done = subprocess.run(
             command, cwd=ROOT, env=self.environ, capture_output=True, text=True, check=False, timeout=60
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 
     def make_key(self, plan: str = "enterprise", email: str = "api@example.com") -> str:

@@ -45,6 +45,7 @@ async def try_all(count: int, caller: object, worst_nanousd: int, code: Code = C
 
 @pytest.mark.parametrize("kind", budgets.KINDS)
 async def test_m1_no_more_are_served_than_a_budget_of_any_scope_pays_for(kind: str, client: Redis) -> None:
+    """M1, and M11: a user's budget is one of them."""
     organization = await stage()
     publish_key(DIGEST, organization.public_id)
     caller = make_caller(organization, key_digest=DIGEST)
