@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def set_up() -> Any:
-    """Make the caller, with all copies in place."""
+    """Make the tables and the caller."""
     import django
 
     django.setup()
@@ -63,10 +63,18 @@ def set_up() -> Any:
     from django.db import connection
 
     call_command("migrate", verbosity=0)
+    caller = make_caller()
+    connection.close()
+    return caller
+
+
+def make_caller() -> Any:
+    """Make the caller, with all of the gate's copies in place and the gate open."""
+    from aiscale import redis as redis_clients
     from apps.accounts.callers import Caller
     from apps.accounts.keys import create_key
     from apps.accounts.models import Organization, Plan, User
-    from apps.spend import balance, budgets, killswitch
+    from apps.spend import balance, budgets, recovery
     from apps.spend.models import Budget
 
     most = 2_000_000_000
@@ -86,10 +94,8 @@ def set_up() -> Any:
     key.save()
     Budget.objects.create(scope="site", limit_nanousd=10**15)
     Budget.objects.create(scope=f"key:{key.public_id}", period="daily", limit_nanousd=10**15)
-    killswitch.restore()
-    balance.restore()
+    recovery.begin(redis_clients.get_sync())
     balance.publish(budgets.organization_scope(organization.public_id))
-    connection.close()
     return Caller(
         organization_id=organization.public_id,
         user_id=user.public_id,
