@@ -158,9 +158,10 @@ async def start_local(request: CompletionRequest, caller: Caller, model: Catalog
     plan = await callers.get_plan(caller.plan)
     model, plan = lanes.apply(caller, model, plan)
     job_id = request.job_id or lanes.name_job(request.request_id)
-    model = await traffic.choose_version(model, job_id)
     prompt = request.prompt_token_ids
     if prompt is None:
+        # token ids are the main version's own: another may have other words
+        model = await traffic.choose_version(model, job_id)
         prompt = await prompts.build_prompt(model, request.messages, request.tools)
     param = "messages" if request.prompt_token_ids is None else "prompt"
     max_tokens = choose_max_tokens(request.max_tokens, len(prompt), model, plan, param=param)

@@ -21,7 +21,7 @@ from aiscale.wire import keys
 from apps.accounts import audit
 from apps.accounts.audit import Actor
 from apps.accounts.models import User
-from apps.inference import presence
+from apps.inference import presence, prompts
 from apps.inference.catalog import CatalogModel
 from apps.inference.models import Model, ModelVersion
 from apps.spend.models import UsageRecord
@@ -57,7 +57,9 @@ class Health:
 async def choose_version(model: CatalogModel, job_id: str) -> CatalogModel:
     """Return the model in the version that a job is for. The same job always gets the same, unless the weights change.
 
-    A canary gets requests once every worker of the model has loaded it. I/O: none without a canary; with one, as `presence.map_served`.
+    A canary gets requests once every worker of the model has loaded it, and its files are here.
+
+    I/O: none without a canary; with one, as `presence.map_served`.
     """
     if not model.canaries:
         return model
@@ -69,13 +71,20 @@ async def choose_version(model: CatalogModel, job_id: str) -> CatalogModel:
     for canary in model.canaries:
         if share < canary.weight:
             ready = bool(workers) and all(canary.version in versions for versions in workers)
-            return (
-                msgspec.structs.replace(model, version=canary.version, context_tokens=canary.context_tokens)
-                if ready
-                else model
-            )
+            changed = msgspec.structs.replace(model, version=canary.version, context_tokens=canary.context_tokens)
+            return changed if ready and _is_here(changed) else model
         share -= canary.weight
     return model
+
+
+def _is_here(model: CatalogModel) -> bool:
+    """Say whether this server can read the version's texts: a canary never costs anybody their answer. I/O: its files, at first."""
+    try:
+        prompts.get_reader(model)
+    except AiscaleError as error:
+        log.warning("the canary %s gets no requests: %s", model.version, error.message, extra={"model": model.slug})
+        return False
+    return True
 
 
 def publish() -> None:

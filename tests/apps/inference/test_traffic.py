@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,8 @@ from aiscale.wire import keys
 from apps.accounts import audit
 from apps.accounts.callers import on_thread
 from apps.accounts.models import AuditEvent, User
-from apps.inference import catalog, presence, traffic
+from apps.inference import catalog, completions, presence, prompts, traffic
+from apps.inference.completions import CompletionRequest
 from apps.inference.models import Model, ModelVersion
 from apps.spend import settlement
 from tests.apps.conftest import Cast
@@ -34,6 +37,16 @@ def staged(cast: Cast, redis_url: str) -> Any:
     presence.forget()
     yield model
     presence.forget()
+
+
+@pytest.fixture
+def files(staged: Model, served_models_dir: Path) -> Iterator[Path]:
+    """The second version's files: those of the first."""
+    link = served_models_dir / MODEL / NEW
+    link.symlink_to(served_models_dir / MODEL / staged.version)
+    yield link
+    link.unlink(missing_ok=True)
+    prompts._load.cache_clear()
 
 
 def tell_presence(redis_url: str, *workers: list[str]) -> None:
@@ -63,7 +76,26 @@ async def spread(count: int = 1000) -> dict[str, int]:
     return {version: sum(each.version == version for each in chosen) for version in {each.version for each in chosen}}
 
 
-async def test_requests_are_spread_by_weight_once_every_worker_has_the_version(staged: Model, redis_url: str) -> None:
+async def test_what_only_the_main_version_can_read_goes_to_it(
+    cast: Cast, staged: Model, redis_url: str, files: Path
+) -> None:
+    """Token ids are of the main version's vocabulary; and a server without the canary's files answers with what it has."""
+    await on_thread(lambda: traffic.set_weight(MODEL, NEW, 99, by=BY))
+    tell_presence(redis_url, [staged.version, NEW])
+    assert (await spread(50)).get(NEW, 0) > 40
+    request = CompletionRequest(
+        request_id="req_1", source="api", model=MODEL, messages=[], prompt_token_ids=[5, 6], max_tokens=2
+    )
+    async with await completions.start(request, cast.caller) as run:
+        assert run.model_version == staged.version
+    await on_thread(files.unlink)
+    prompts._load.cache_clear()
+    assert await spread(50) == {staged.version: 50}
+
+
+async def test_requests_are_spread_by_weight_once_every_worker_has_the_version(
+    staged: Model, redis_url: str, files: Path
+) -> None:
     assert await spread() == {staged.version: 1000}
     await on_thread(lambda: traffic.set_weight(MODEL, NEW, 20, by=BY))
     client = Redis.from_url(redis_url)
