@@ -35,13 +35,15 @@ async def answer_embeddings(exchange: Exchange, caller: Caller, body: bytes) -> 
     inputs = read_inputs(wanted.input)
     if wanted.dimensions is not None:
         model = await catalog.get_model(wanted.model, "embed")
-        if wanted.dimensions != model.dimensions:
+        if wanted.dimensions < 1 or (wanted.dimensions != model.dimensions and model.upstream is None):
             raise AiscaleError(
                 Code.INVALID_REQUEST,
                 f"dimensions is {wanted.dimensions}; {model.slug} makes vectors of {model.dimensions} only.",
                 param="dimensions",
             )
-    request = EmbeddingRequest(request_id=exchange.request_id, source="api", model=wanted.model, inputs=inputs)
+    request = EmbeddingRequest(
+        request_id=exchange.request_id, source="api", model=wanted.model, inputs=inputs, dimensions=wanted.dimensions
+    )
     result = await embeddings.embed(request, caller)
     if result.count < THREAD_FROM_COUNT:
         value = write_list(result, wanted.encoding_format)

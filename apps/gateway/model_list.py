@@ -53,6 +53,8 @@ def _describe(model: CatalogModel) -> dict[str, Any]:
 def describe_capabilities(model: CatalogModel) -> dict[str, Any]:
     """Say what a model can be asked for; ``batch_invariant``: its greedy and seeded answers are the same whatever shares their batch."""
     facts: dict[str, Any] = {"name": model.name, "kind": model.kind, "context_tokens": model.context_tokens}
+    if model.upstream is not None and model.kind == "embed":
+        return {**facts, "served_by": "upstream", "dimensions": model.dimensions or None, "endpoints": ["embeddings"]}
     if model.upstream is not None:
         return {**facts, "served_by": "upstream", "endpoints": ["chat.completions", "responses", "messages"]}
     facts |= {"served_by": "workers", "version": model.version, "precision": model.precision}

@@ -97,7 +97,7 @@ class CatalogAdmin(ModelAdmin):  # type: ignore[misc]
     def get_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
         """A model with files enters through ``seed_catalog``; one of an upstream is added here."""
         if obj is None:
-            return ["slug", "name", "description", "upstream", "upstream_model", "context_tokens"]
+            return ["slug", "name", "description", "kind", "upstream", "upstream_model", "context_tokens", "dimensions"]
         more = ["upstream", "upstream_model"] if obj.upstream_id else ["fallback"]
         return [*self.fields[:4], *more, *self.fields[4:]]
 
@@ -109,12 +109,18 @@ class CatalogAdmin(ModelAdmin):  # type: ignore[misc]
     def get_form(self, request: HttpRequest, obj: Model | None = None, change: bool = False, **kwargs: Any) -> Any:
         form = super().get_form(request, obj, change, **kwargs)
         if (obj is None or obj.upstream_id) and "upstream" in form.base_fields:
+            if "kind" in form.base_fields:
+                form.base_fields["kind"].choices = [
+                    (kind.value, kind.label) for kind in (Model.Kind.GENERATE, Model.Kind.EMBED)
+                ]
+                form.base_fields["kind"].initial = Model.Kind.GENERATE
+                form.base_fields["dimensions"].help_text = "Of embeddings; 0: whatever the upstream makes."
             form.base_fields["upstream"].required = form.base_fields["upstream_model"].required = True
         return form
 
     def save_model(self, request: HttpRequest, obj: Model, form: Any, change: bool) -> None:
         if not change:
-            obj.kind, obj.version = Model.Kind.GENERATE, "upstream"
+            obj.version = "upstream"
         super().save_model(request, obj, form, change)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Model]:

@@ -20,10 +20,12 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     source: Literal["api", "chat"]
     model: str
     inputs: list[str] | list[list[int]]
+    dimensions: int | None = None
+    """For an upstream that can make shorter vectors."""
 
 
 class EmbeddingResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold the vectors: float32, little endian, C order, ``[count, dimensions]``, each of length 1."""
+    """Hold the vectors: float32, little endian, C order, ``[count, dimensions]``, each of length 1 where our own models made them."""
 
     model: str
     vectors: bytes
@@ -39,6 +41,8 @@ async def embed(request: EmbeddingRequest, caller: Caller) -> EmbeddingResult:
     I/O: two Redis trips to send, one more for vectors of over a megabyte. Raises: AiscaleError.
     """
     model = await catalog.get_model(request.model, "embed")
+    if model.upstream is not None:
+        return await _ask_upstream(request, model, caller)
     inputs = await _tokenize(request, model, await callers.get_plan(caller.plan))
     rows = await encodings.encode(model, inputs, caller, request_id=request.request_id, source=request.source)
     return EmbeddingResult(
@@ -51,13 +55,25 @@ async def embed(request: EmbeddingRequest, caller: Caller) -> EmbeddingResult:
     )
 
 
-async def _tokenize(request: EmbeddingRequest, model: CatalogModel, plan: PlanLimits) -> list[list[int]]:
+async def _ask_upstream(request: EmbeddingRequest, model: CatalogModel, caller: Caller) -> EmbeddingResult:
+    from apps.inference.embedding_relays import relay  # builds on this module
+
+    check_count(request)
+    return await relay(request, model, caller)
+
+
+def check_count(request: EmbeddingRequest) -> None:
+    """Raise: AiscaleError (INVALID_REQUEST) for none or too many."""
     if not request.inputs or len(request.inputs) > MAX_INPUTS:
         raise AiscaleError(
             Code.INVALID_REQUEST,
             f"input holds {len(request.inputs)} entries; send 1 to {MAX_INPUTS} at a time.",
             param="input",
         )
+
+
+async def _tokenize(request: EmbeddingRequest, model: CatalogModel, plan: PlanLimits) -> list[list[int]]:
+    check_count(request)
     texts: Any = request.inputs
     if isinstance(texts[0], str):
         inputs = await prompts.encode_texts(model, texts)

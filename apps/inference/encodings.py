@@ -117,14 +117,15 @@ async def _run(
     )
     await send(job, wait, plan, held=held)
     try:
-        encoded = await _receive(wait, headers)
+        encoded = await receive(wait, headers)
         data = encoded.vectors if encoded.vectors is not None else await _fetch(encoded)
     finally:
         await wait.close()
     return Rows(data=data, count=encoded.count, dimensions=encoded.dimensions, headers=headers)
 
 
-async def _receive(wait: Wait, headers: dict[str, str]) -> Encoded:
+async def receive(wait: Wait, headers: dict[str, str]) -> Encoded:
+    """Wait for a job's rows and its good end. Raises: AiscaleError."""
     encoded: Encoded | None = None
     event: Event
     async for event in wait.events():

@@ -64,7 +64,7 @@ class Model(Row):
         null=True,
         blank=True,
         related_name="+",
-        limit_choices_to={"upstream__isnull": False},
+        limit_choices_to={"upstream__isnull": False, "kind": "generate"},
         help_text="A model of an upstream that answers, at its own price, when this one has no worker or no room.",
     )
 
@@ -73,7 +73,8 @@ class Model(Row):
             models.CheckConstraint(name="model_context_is_possible", condition=models.Q(context_tokens__gte=1)),
             models.CheckConstraint(
                 name="model_upstream_is_whole",
-                condition=models.Q(upstream__isnull=True) | (~models.Q(upstream_model="") & models.Q(kind="generate")),
+                condition=models.Q(upstream__isnull=True)
+                | (~models.Q(upstream_model="") & models.Q(kind__in=["generate", "embed"])),
             ),
         ]
 

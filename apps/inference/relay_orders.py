@@ -10,7 +10,7 @@ from typing import Any
 
 from aiscale import redis as redis_clients
 from aiscale.wire import keys, scopes
-from aiscale.wire.jobs import GenerateJob
+from aiscale.wire.jobs import EncodeJob, GenerateJob
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Orders:
         self._task: asyncio.Task[None] | None = None
 
     @contextmanager
-    def watch(self, job: GenerateJob, stop: Stop) -> Iterator[None]:
+    def watch(self, job: GenerateJob | EncodeJob, stop: Stop) -> Iterator[None]:
         """Call ``stop`` with the reason once a kill switch covers the job, as long as the block lasts. I/O: in the background."""
         self._stops[job.job_id] = scopes.list_scopes(job), stop
         if self._task is None or self._task.done():
@@ -58,6 +58,6 @@ class Orders:
 _orders: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Orders] = weakref.WeakKeyDictionary()
 
 
-def watch(job: GenerateJob, stop: Stop) -> Any:
+def watch(job: GenerateJob | EncodeJob, stop: Stop) -> Any:
     """Do `Orders.watch` on the running loop."""
     return _orders.setdefault(asyncio.get_running_loop(), Orders()).watch(job, stop)

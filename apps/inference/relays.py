@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from django.conf import settings
@@ -17,7 +17,7 @@ from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire import codec, keys
 from aiscale.wire.events import Delta, Event, Finished, FinishReason, Started
-from aiscale.wire.jobs import GenerateJob, Sampling
+from aiscale.wire.jobs import EncodeJob, GenerateJob, Sampling
 from aiscale.wire.scripts import finish_arguments
 from apps.accounts import callers
 from apps.accounts.callers import Caller
@@ -86,14 +86,16 @@ async def start(request: CompletionRequest, caller: Caller, model: CatalogModel,
         keep_log=request.keep_log,
     )
     run = Run(job, wait, headers)
-    run.prompt_tokens = await _begin(Relay(job, wait, route, request, max_tokens), job, wait, request)
+    relay = Relay(job, wait, route, make_body(request, route, max_tokens))
+    run.prompt_tokens = await begin(relay, write_prompt(request))
     return run
 
 
-async def _begin(relay: "Relay", job: GenerateJob, wait: Wait, request: CompletionRequest) -> int:
+async def begin(relay: "Relay", prompt: str) -> int:
     """Begin an admitted request's relay; if that fails, give back its hold. Returns the prompt's tokens by our own count."""
+    job, wait = relay.job, relay.wait
     try:
-        relay.estimate = await count_tokens(write_prompt(request))
+        relay.estimate = await count_tokens(prompt)
         await relay.begin()
     except BaseException as error:
         await wait.close()
@@ -134,21 +136,22 @@ async def count_tokens(text: str) -> int:
 class Relay:
     """Be the worker of one job that an upstream computes."""
 
-    def __init__(
-        self, job: GenerateJob, wait: Wait, route: UpstreamRoute, request: CompletionRequest, max_tokens: int
-    ) -> None:
+    def __init__(self, job: GenerateJob | EncodeJob, wait: Wait, route: UpstreamRoute, body: dict[str, Any]) -> None:
         self.estimate = 0
         """Prompt tokens by our own count, until the upstream tells its own."""
-        self._job = job
-        self._wait = wait
-        self._route = route
-        self._body = make_body(request, route, max_tokens)
-        self._worker_id = f"relay-{wait.process_id}"
+        self.job = job
+        self.wait = wait
+        self.route = route
+        self.body = body
+        self._keeps_log = isinstance(job, GenerateJob) and job.keep_log
+        self._several = isinstance(job, GenerateJob) and job.sampling.n > 1
+        self._kind: Literal["generate", "encode"] = "generate" if isinstance(job, GenerateJob) else "encode"
+        self.worker_id = f"relay-{wait.process_id}"
         self._seq = 0
         self._text: dict[int, list[str]] = {}
         self._called: list[str] = []
         self._ends: dict[int, str] = {}
-        self._usage: dict[str, Any] | None = None
+        self.usage: dict[str, Any] | None = None
         self._chunks = 0
         self._first_token_at_ms = 0
         self._reason: tuple[FinishReason, str] | None = None
@@ -156,7 +159,7 @@ class Relay:
 
     async def begin(self) -> None:
         """Write the job's record, and go on in the background. I/O: one Redis trip. Raises: RedisError, OSError."""
-        job, now_ms = self._job, time.time_ns() // 1_000_000
+        job, now_ms = self.job, time.time_ns() // 1_000_000
         names = [keys.job_record(job.job_id), keys.LEASES]
         values: list[str | int | bytes] = [
             job.job_id,
@@ -164,12 +167,13 @@ class Relay:
             job.model,
             job.deadline_at_ms,
             settings.ENV.request_deadline_s + keys.JOB_RECORD_AFTER_S,
-            self._worker_id,
+            self.worker_id,
             now_ms + keys.LEASE_MS,
             job.billing.organization_id,
             " ".join(queue.list_in_flight(job)),
             keys.MAX_ATTEMPTS,
             self.estimate,
+            self._kind,
         ]
         await redis_clients.run_script_async("begin", names, values)
         task = asyncio.create_task(self._run(), name=f"relay-{job.job_id}")
@@ -178,13 +182,13 @@ class Relay:
 
     async def _run(self) -> None:
         """Relay until the end, and say it. Nothing that goes wrong in here is lost: the lease passes, and the reaper ends the job."""
-        relaying = asyncio.create_task(self._relay())
+        relaying = asyncio.create_task(self.relay())
         beating = asyncio.create_task(self._beat(relaying))
-        left_s = max(self._job.deadline_at_ms / 1000 - time.time(), 0.1)
+        left_s = max(self.job.deadline_at_ms / 1000 - time.time(), 0.1)
         reason: FinishReason
         code = message = None
         try:
-            with relay_orders.watch(self._job, partial(self._stop, relaying, "killed")):
+            with relay_orders.watch(self.job, partial(self._stop, relaying, "killed")):
                 async with asyncio.timeout(left_s):
                     await relaying
             reason = "length" if "length" in self._ends.values() else "stop"
@@ -196,7 +200,7 @@ class Relay:
         except AiscaleError as error:
             reason, code, message = "error", error.code.value, error.message
         except Exception as error:
-            log.exception("a relay failed", extra={"job_id": self._job.job_id})
+            log.exception("a relay failed", extra={"job_id": self.job.job_id})
             reason, code, message = "error", Code.UPSTREAM_FAILED.value, str(error)[:200]
         finally:
             relaying.cancel()
@@ -205,14 +209,14 @@ class Relay:
         finally:
             beating.cancel()
 
-    async def _relay(self) -> None:
-        await self._say(Started(job_id=self._job.job_id, seq=self._next(), worker_id=self._worker_id, attempt=1))
-        async with open_stream(self._route, "/chat/completions", self._body) as chunks:
+    async def relay(self) -> None:
+        await self.say(Started(job_id=self.job.job_id, seq=self.next_seq(), worker_id=self.worker_id, attempt=1))
+        async with open_stream(self.route, "/chat/completions", self.body) as chunks:
             async for chunk in chunks:
                 if not isinstance(chunk, dict):
                     continue
                 if isinstance(chunk.get("usage"), dict):
-                    self._usage = chunk["usage"]
+                    self.usage = chunk["usage"]
                 for choice in chunk.get("choices") or ():
                     await self._take(choice)
 
@@ -229,12 +233,12 @@ class Relay:
             self._text.setdefault(index, []).append(text)
             self._called += [part.name + part.arguments for part in calls]
             self._chunks += 1
-        several = self._job.sampling.n > 1
+        several = self._several
         if text or calls or (several and end is not None):
-            await self._say(
+            await self.say(
                 Delta(
-                    job_id=self._job.job_id,
-                    seq=self._next(),
+                    job_id=self.job.job_id,
+                    seq=self.next_seq(),
                     text=text,
                     completion_tokens=self._chunks,
                     index=index if several else 0,
@@ -243,16 +247,16 @@ class Relay:
                 )
             )
 
-    def _next(self) -> int:
+    def next_seq(self) -> int:
         self._seq += 1
         return self._seq - 1
 
-    async def _say(self, event: Event) -> None:
+    async def say(self, event: Event) -> None:
         """Hand an event to who waits here, and keep it for who comes back."""
-        self._wait.take(event)
-        if self._job.keep_log:
+        self.wait.take(event)
+        if self._keeps_log:
             client: Any = redis_clients.get_async()
-            name = keys.job_log(self._job.job_id)
+            name = keys.job_log(self.job.job_id)
             pipeline = client.pipeline(transaction=True)
             pipeline.xadd(name, {"0": codec.encode_event(event)})
             pipeline.expire(name, keys.JOB_LOG_TTL_S)
@@ -263,26 +267,26 @@ class Relay:
 
     async def _beat(self, relaying: asyncio.Task[None]) -> None:
         """Push the lease ahead with what was seen, and obey who cancels (`relay_orders` who kills). I/O: one Redis trip a second."""
-        name = keys.job_record(self._job.job_id)
+        name = keys.job_record(self.job.job_id)
         while True:
             try:
-                prompt, completion = await self._count()
+                prompt, completion = await self.count()
                 client: Any = redis_clients.get_async()
                 pipeline = client.pipeline(transaction=False)
                 pipeline.hmget(name, "worker", "cancelled", "state")
                 pipeline.hset(name, mapping={"seen_prompt_tokens": prompt, "seen_completion_tokens": completion})
                 now_ms = time.time_ns() // 1_000_000
-                pipeline.zadd(keys.LEASES, {self._job.job_id: now_ms + keys.LEASE_MS}, xx=True)
+                pipeline.zadd(keys.LEASES, {self.job.job_id: now_ms + keys.LEASE_MS}, xx=True)
                 (worker, cancelled, state), *_ = await pipeline.execute()
-                if cancelled is not None or state != b"running" or worker != self._worker_id.encode():
+                if cancelled is not None or state != b"running" or worker != self.worker_id.encode():
                     self._stop(relaying, "cancelled", "")
             except redis_clients.UNAVAILABLE:
-                log.warning("a relay's lease could not be renewed", extra={"job_id": self._job.job_id})
-            if self._wait.left:
+                log.warning("a relay's lease could not be renewed", extra={"job_id": self.job.job_id})
+            if self.wait.left:
                 self._stop(relaying, "cancelled", "")
             try:
                 async with asyncio.timeout(keys.HEARTBEAT_MS / 1000):
-                    await self._wait.gone.wait()
+                    await self.wait.gone.wait()
                 self._stop(relaying, "cancelled", "")
                 await asyncio.sleep(keys.HEARTBEAT_MS / 1000)
             except TimeoutError:
@@ -293,9 +297,9 @@ class Relay:
             self._reason = self._reason or (reason, message)
             relaying.cancel()
 
-    async def _count(self) -> tuple[int, int]:
+    async def count(self) -> tuple[int, int]:
         """Return the tokens of prompt and answer: the upstream's own figures, else our tokenizer's."""
-        usage = self._usage or {}
+        usage = self.usage or {}
         prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
         if isinstance(prompt, int) and isinstance(completion, int) and min(prompt, completion) >= 0:
             return prompt, completion
@@ -305,14 +309,14 @@ class Relay:
 
     async def _finish(self, reason: FinishReason, code: str | None, message: str | None) -> None:
         """Say the end, once; again until Redis takes it, or the lease has passed and the reaper has said it."""
-        job, now_ms = self._job, time.time_ns() // 1_000_000
+        job, now_ms = self.job, time.time_ns() // 1_000_000
         admitted_at_ms = job.billing.admitted_at_ms
-        prompt, completion = await self._count() if reason != "error" else (0, 0)
-        cached = ((self._usage or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        prompt, completion = await self.count() if reason != "error" else (0, 0)
+        cached = ((self.usage or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         event = Finished(
             job_id=job.job_id,
-            seq=self._next(),
-            kind="generate",
+            seq=self.next_seq(),
+            kind=self._kind,
             model=job.model,
             model_version=job.model_version,
             finish_reason=reason,
@@ -322,13 +326,13 @@ class Relay:
             billing=job.billing,
             error_code=code,
             error_message=message,
-            text="".join(self._text.get(0, [])) if job.keep_log else None,
-            worker_id=self._worker_id,
+            text="".join(self._text.get(0, [])) if self._keeps_log else None,
+            worker_id=self.worker_id,
             first_token_ms=max(self._first_token_at_ms - admitted_at_ms, 0) if self._first_token_at_ms else None,
             duration_ms=max(now_ms - admitted_at_ms, 0),
             finished_at_ms=now_ms,
         )
-        names, values = finish_arguments(event, reply_to=job.reply_to, keep_log=job.keep_log, by=self._worker_id)
+        names, values = finish_arguments(event, reply_to=job.reply_to, keep_log=self._keeps_log, by=self.worker_id)
         for _ in range(FINISH_TRIES):
             try:
                 await redis_clients.run_script_async("finish", names, values)

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
 MAX_LINE_BYTES = 1 << 20
+MAX_ANSWER_BYTES = 128 << 20
 MAX_ERROR_BYTES = 64 << 10
 _decode = msgspec.json.Decoder().decode
 
@@ -65,7 +66,28 @@ async def resolve(url: str) -> tuple[str, str]:
 
 @asynccontextmanager
 async def open_stream(route: UpstreamRoute, path: str, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[Any]]:
-    """Send a request and give its chunks, decoded, as they come.
+    """Send a request and give its chunks, decoded, as they come. I/O and Raises: as `open_answer`."""
+    async with open_answer(route, path, body) as response:
+        yield _iter_chunks(response)
+
+
+async def fetch(route: UpstreamRoute, path: str, body: dict[str, Any]) -> bytes:
+    """Send a request and return the whole answer. I/O and Raises: as `open_answer`."""
+    answer = bytearray()
+    async with open_answer(route, path, body) as response:
+        try:
+            async for part in response.aiter_bytes():
+                answer += part
+                if len(answer) > MAX_ANSWER_BYTES:
+                    raise failed("its answer is too long")
+        except httpx.HTTPError as error:
+            raise failed("it broke off") from error
+    return bytes(answer)
+
+
+@asynccontextmanager
+async def open_answer(route: UpstreamRoute, path: str, body: dict[str, Any]) -> AsyncIterator[httpx.Response]:
+    """Send a request and give the answer, of which nothing is read yet.
 
     Connection errors and statuses that promise better are tried again, ``route.retries`` times, before the first byte.
     I/O: HTTP, a Redis trip before and after.
@@ -82,7 +104,7 @@ async def open_stream(route: UpstreamRoute, path: str, body: dict[str, Any]) -> 
         raise
     try:
         await breaker.report(route.name, good=True)
-        yield _iter_chunks(response)
+        yield response
     finally:
         await response.aclose()
 
@@ -113,7 +135,11 @@ async def _send(route: UpstreamRoute, path: str, body: dict[str, Any]) -> httpx.
 async def _send_once(route: UpstreamRoute, url: str, body: dict[str, Any]) -> httpx.Response:
     address, host = await resolve(url)
     parts = httpx.URL(url)
-    headers = {"content-type": "application/json", "accept": "text/event-stream", "host": parts.netloc.decode()}
+    headers = {
+        "content-type": "application/json",
+        "accept": "text/event-stream, application/json",
+        "host": parts.netloc.decode(),
+    }
     if route.sealed_key:
         headers["authorization"] = f"Bearer {_unseal(route)}"
     timeout = httpx.Timeout(route.timeout_s, connect=min(route.timeout_s, 5.0))
@@ -141,7 +167,7 @@ async def _iter_chunks(response: httpx.Response) -> AsyncIterator[Any]:
     try:
         async for line in response.aiter_lines():
             if len(line) > MAX_LINE_BYTES:
-                raise _failed("it sent a line that is too long")
+                raise failed("it sent a line that is too long")
             if not line.startswith("data:"):
                 continue
             data = line[5:].strip()
@@ -149,12 +175,12 @@ async def _iter_chunks(response: httpx.Response) -> AsyncIterator[Any]:
                 return
             value = _decode(data.encode())
             if isinstance(value, dict) and value.get("error"):
-                raise _failed("it broke off with an error")
+                raise failed("it broke off with an error")
             yield value
     except (httpx.HTTPError, msgspec.MsgspecError) as error:
         log.warning("an upstream's stream broke: %r", error)
-        raise _failed("it broke off") from error
-    raise _failed("it ended too early")
+        raise failed("it broke off") from error
+    raise failed("it ended too early")
 
 
 async def _explain(route: UpstreamRoute, response: httpx.Response) -> AiscaleError:
@@ -176,7 +202,7 @@ async def _explain(route: UpstreamRoute, response: httpx.Response) -> AiscaleErr
         return AiscaleError(known, message, param=param if isinstance(param, str) else None)
     if status in RETRIED:
         return _unavailable(f"it answered {status}")
-    return _failed(f"it answered {status}")
+    return failed(f"it answered {status}")
 
 
 def _read_pause_s(response: httpx.Response) -> float | None:
@@ -194,7 +220,8 @@ def _unavailable(why: str) -> AiscaleError:
     )
 
 
-def _failed(why: str) -> AiscaleError:
+def failed(why: str) -> AiscaleError:
+    """Say that an upstream answered in a way that is of no use."""
     return AiscaleError(
         Code.UPSTREAM_FAILED,
         f"The service behind this model failed: {why}. It is not charged. Send the request again.",

@@ -221,6 +221,8 @@ def test_an_owner_adds_an_upstream_and_a_model_of_it(browser: Client) -> None:
         "slug": "other-large",
         "name": "Other",
         "upstream": upstream.pk,
+        "kind": "generate",
+        "dimensions": 0,
         "upstream_model": "large",
         "context_tokens": 8192,
     }
@@ -228,6 +230,9 @@ def test_an_owner_adds_an_upstream_and_a_model_of_it(browser: Client) -> None:
     assert browser.post("/admin/inference/model/add/", model).status_code == 302
     added = Model.objects.get(slug="other-large")
     assert (added.kind, added.upstream) == ("generate", upstream)
+    embedder = model | {"slug": "acme-embed", "kind": "embed", "dimensions": 3}
+    assert browser.post("/admin/inference/model/add/", embedder | {"kind": "classify"}).status_code == 200
+    assert browser.post("/admin/inference/model/add/", embedder).status_code == 302
     local = Model.objects.get(slug="smollm2-135m-instruct")
     page = browser.get(f"/admin/inference/model/{local.pk}/change/")
     assert b"other-large" in page.content and page.status_code == 200
