@@ -159,18 +159,10 @@ def _word(nanousd_per_token: int | None) -> str:
 class ModerationFlagAdmin(ModelAdmin):  # type: ignore[misc]
     """Show what was flagged, and let nobody change it."""
 
-    list_display = [
-        "created_at",
-        "action",
-        "flagged_for",
-        "source",
-        "model",
-        "organization_id",
-        "user_id",
-        "request_id",
-    ]
+    list_display = ["created_at", "action", "flagged_for", "source", "organization_id", "request_id"]
     list_filter = ["action", "source", "created_at"]
     search_fields = ["=organization_id", "=user_id", "=request_id"]
+    search_help_text = "The exact id of an organization, a user or a request."
     ordering = ["-created_at"]
     show_full_result_count = False
 

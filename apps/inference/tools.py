@@ -72,7 +72,7 @@ def make_grammar(tools: Tools, specials: tuple[str, ...]) -> Grammar | None:
         return None
     first, last = (mark if mark in specials else json.dumps(mark) for mark in (OPEN, CLOSE))
     allowed = tools.list_allowed()
-    more = ' ("\\n" call)*' if tools.parallel and not tools.only else ""
+    more = ' ("\\n" call){0,15}' if tools.parallel and not tools.only else ""
     lines = [
         f"start: call{more}",
         f'call: {first} "\\n" ( {" | ".join(f"call_{index}" for index in range(len(allowed)))} ) "\\n" {last}',

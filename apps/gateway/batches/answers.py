@@ -61,7 +61,7 @@ async def answer_list(exchange: Exchange, caller: Caller, body: bytes) -> None:
 async def answer_cancellation(exchange: Exchange, caller: Caller, body: bytes) -> None:
     """Start no more lines; those that run come to their end, and what was answered is written. Raises: AiscaleError."""
     batch_id = exchange.path_values["batch_id"]
-    await exchange.send_json(200, describe(await on_thread(lambda: _cancel(caller.organization_id, batch_id))))
+    await exchange.send_json(200, describe(await on_thread(lambda: cancel(caller.organization_id, batch_id))))
 
 
 def get(organization_id: str, batch_id: str) -> Batch:
@@ -91,7 +91,8 @@ def _create(caller: Caller, wanted: BatchBody) -> Batch:
     )
 
 
-def _cancel(organization_id: str, batch_id: str) -> Batch:
+def cancel(organization_id: str, batch_id: str) -> Batch:
+    """Have no more lines started. I/O: SQL. Raises: AiscaleError (NOT_FOUND; INVALID_REQUEST for one that has ended)."""
     with transaction.atomic():
         get(organization_id, batch_id)
         row: Batch = Batch.objects.select_for_update().get(public_id=batch_id)
