@@ -28,6 +28,8 @@ PERSON = {
     "additionalProperties": False,
 }
 
+COMPACT = {"x-guidance": {"whitespace_flexible": False}}
+
 
 class NoisyRunner(FakeRunner):
     """Find tokens likely by chance: nothing of a grammar comes from it."""
@@ -74,6 +76,43 @@ def test_noise_comes_out_as_json_of_the_schema(grammars: Grammars, tokenizer: To
     assert outputs[-1].end == "stop"
     person = json.loads(text)
     assert list(person) == ["name", "age", "ok"] and isinstance(person["age"], int) and person["ok"] in ("yes", "no")
+
+
+def test_a_batch_of_four_schemas_keeps_each_to_its_own(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """They share every step; the last one is cut by its length."""
+    kinds: list[dict[str, Any]] = [
+        {"type": "integer", "maximum": 99},
+        {"type": "boolean"},
+        {"type": "null"},
+        {"type": "string", "minLength": 50},
+    ]
+    schemas = [
+        {"type": "object", "properties": {f"k{at}": kind}, "required": [f"k{at}"], "additionalProperties": False}
+        | COMPACT
+        for at, kind in enumerate(kinds)
+    ]
+    engine = Engine(NoisyRunner(slots=4, context_tokens=600, vocab_size=49_152), (0, 2))
+    told: list[list[Output]] = [[] for _ in schemas]
+    for at, schema in enumerate(schemas):
+        sequence = Sequence(
+            job_id=f"j{at}",
+            prompt=[at + 5, 6, 7],
+            params=Params(max_tokens=12 if at == 3 else 200, temperature=1.0, top_p=0.9),
+            priority=0,
+            deadline_s=1e12,
+            detokenizer=Detokenizer(tokenizer),
+            on_output=told[at].append,
+            rng=make_rng(at, 0),
+            matcher=grammars.make_matcher("json_schema", json.dumps(schema)),
+        )
+        engine.submit(sequence)
+    while not all(outputs and outputs[-1].end for outputs in told):
+        engine.step()
+    texts = ["".join(output.text for output in outputs) for outputs in told]
+    assert [outputs[-1].end for outputs in told] == ["stop", "stop", "stop", "length"]
+    number, boolean, nothing = (json.loads(text)[f"k{at}"] for at, text in enumerate(texts[:3]))
+    assert type(number) is int and type(boolean) is bool and nothing is None
+    assert texts[3].startswith('{"k3":"') and told[3][-1].completion_tokens == 12
 
 
 def test_a_grammar_that_cannot_be_read_is_refused(grammars: Grammars) -> None:
