@@ -33,6 +33,10 @@ def make_affordable(case: Any) -> None:
     for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
         if isinstance(body.get(name), int) and not isinstance(body[name], bool) and body[name] > 0:
             body[name] = min(body[name], 4)
+    # without a limit an answer is as long as the plan allows: longer than a test can wait on a busy machine
+    limit = {"/v1/responses": "max_output_tokens", "/v1/chat/completions": "max_tokens"}.get(case.operation.path)
+    if limit and "max_completion_tokens" not in body:
+        body.setdefault(limit, 4)
     if "/chat/" in case.operation.path and isinstance(body.get("n"), int):
         body["n"] = min(body["n"], 2)
 
