@@ -72,6 +72,8 @@ def make_tools(functions: list[Function], choice: Any, parallel: bool | None) ->
         if function.name in names:
             raise refuse(f"Two tools are named {function.name!r}", f"tools[{index}].name")
         names.add(function.name)
+        if function.parameters and function.parameters.get("type", "object") != "object":
+            raise refuse("A tool's parameters must be a schema of an object", f"tools[{index}].parameters")
     tools = tuple(
         Tool(name=function.name, description=function.description or "", parameters=function.parameters)
         for function in functions

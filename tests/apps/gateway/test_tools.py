@@ -143,6 +143,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "invalid_request", "tools[0].name"),
     ({"tools": [*TOOLS, TOOLS[0]]}, "invalid_request", "tools[2].name"),
     ({"tools": [{"type": "function", "function": {}}]}, "invalid_request", "tools[0].function.name"),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]},
+        "invalid_request",
+        "tools[0].parameters",
+    ),
     ({"tool_choice": name("nobody")}, "invalid_request", "tool_choice"),
     ({"tool_choice": "maybe"}, "invalid_request", "tool_choice"),
     ({"tool_choice": "required", "tools": []}, "invalid_request", "tool_choice"),
@@ -150,7 +155,15 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (
         {
             "tool_choice": "required",
-            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array", "minItems": -1}}}],
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": "f",
+                        "parameters": {"type": "object", "properties": {"a": {"enum": []}}, "required": ["a"]},
+                    },
+                }
+            ],
         },
         "invalid_request",
         "tools",
