@@ -36,6 +36,10 @@ bench-engine: ## measure generation beside llama.cpp: tokens a second, prefill, 
 	@$(PYTHON) deploy/install.py bench
 	@PYTHONPATH=. .venv/bin/python deploy/bench/engine.py
 
+bench-gateway: ## measure the gateway: known answers as fast as they go, and a mixed load at 1,000 a second
+	@$(PYTHON) deploy/install.py
+	@PYTHONPATH=. .venv/bin/python deploy/bench/gateway.py
+
 bench-encoder: ## measure embeddings: texts a second beside a plain ONNX Runtime loop
 	@$(PYTHON) deploy/install.py
 	@PYTHONPATH=. .venv/bin/python deploy/bench/encoder.py

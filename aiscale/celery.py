@@ -15,6 +15,7 @@ app.conf.update(**BROKER_OPTIONS, task_default_queue="default", timezone="UTC")
 app.conf.beat_schedule = {
     # heals the gate's copies of plans, organizations and keys, should a change not have reached Redis
     "publish-identities": {"task": "aiscale.accounts.publish_all", "schedule": 10.0, "options": {"expires": 10}},
+    "tidy-cache": {"task": "aiscale.inference.tidy_cache", "schedule": 60.0, "options": {"expires": 60}},
     "start-batches": {"task": "aiscale.gateway.start_batches", "schedule": 2.0, "options": {"expires": 2}},
     "finish-lost-responses": {"task": "aiscale.gateway.finish_lost", "schedule": 15.0, "options": {"expires": 15}},
     "forget-expired": {"task": "aiscale.gateway.forget_expired", "schedule": 300.0, "options": {"expires": 300}},

@@ -135,6 +135,8 @@ class Env:
     """The largest file that may be uploaded."""
     files_quota_bytes: int
     """The most that one organization's files may take together."""
+    cache_bytes: int
+    """How much of each web process's memory holds cached answers; 0: none."""
     log_level: str
     time_zone: str
     """Where the months and days of budgets begin that name no time zone of their own."""
@@ -190,6 +192,7 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
         files_options=_check_object(e, "AISCALE_FILES_OPTIONS"),
         file_limit_bytes=read_int(e, "AISCALE_FILE_LIMIT_BYTES", 100 << 20, low=1024, high=8 << 30),
         files_quota_bytes=read_int(e, "AISCALE_FILES_QUOTA_BYTES", 2 << 30, low=1024, high=1 << 50),
+        cache_bytes=read_int(e, "AISCALE_CACHE_BYTES", 64 << 20, low=0, high=64 << 30),
         body_limit_bytes=read_int(e, "AISCALE_BODY_LIMIT_BYTES", 4 << 20, low=1024, high=256 << 20),
         log_level=log_level,
         time_zone=_read_time_zone(e),

@@ -29,6 +29,8 @@ SETTLED = Counter("aiscale_settled", "Usage records written by settlement", ["ou
 SETTLEMENT_LAG_SECONDS = Gauge(
     "aiscale_settlement_lag_seconds", "Age of the oldest finished job that is not in the ledger"
 )
+CACHE_LOOKUPS = Counter("aiscale_cache_lookups", "Answers looked for, by the level where they were", ["model", "level"])
+CACHE_BYTES = Gauge("aiscale_cache_bytes", "Bytes of this process's own cache")
 ENGINE_RUNNING = Gauge("aiscale_engine_running", "Sequences in the batch", ["model"])
 ENGINE_WAITING = Gauge("aiscale_engine_waiting", "Sequences waiting for a slot", ["model"])
 ENGINE_STEP_SECONDS = Histogram(

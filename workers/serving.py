@@ -202,7 +202,8 @@ class Serving:
     def _make_encode_task(self, in_hand: JobInHand, job: EncodeJob) -> EncodeTask:
         def on_done(vectors: Any, error: str | None) -> None:
             if vectors is not None:
-                in_hand.prompt_tokens = sum(len(text) for text in job.inputs)
+                in_hand.prompt_tokens = sum(len(text) for text in job.inputs) + job.cached_tokens
+                in_hand.cached_tokens = job.cached_tokens
                 self.publisher.add_vectors(in_hand, vectors)
                 self.publisher.finish(in_hand, "stop")
             elif self.closing:

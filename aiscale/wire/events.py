@@ -72,7 +72,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     What was made is paid for, whoever stopped it; an ``error`` is not charged. ``text`` is the whole answer of a job
     with ``keep_log`` (its first choice, bounded by the model's context), else None. ``completion_tokens`` counts all choices;
     ``stop_sequence`` is the stop string that ended the first choice;
-    ``cached_tokens`` are those of ``prompt_tokens`` whose keys and values were there already.
+    ``cached_tokens`` are those of ``prompt_tokens`` whose keys and values, or vectors, were there already. ``cache`` is the level of the
+    answer cache that gave the whole answer ('' = it was computed), and ``saved_nanousd`` how much less than computing it that costs.
     """
 
     job_id: str
@@ -85,6 +86,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     completion_tokens: int
     billing: BillingTag
     cached_tokens: int = 0
+    cache: str = ""
+    saved_nanousd: int = 0
     stop_sequence: str | None = None
     error_code: str | None = None
     error_message: str | None = None

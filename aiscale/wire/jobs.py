@@ -32,6 +32,8 @@ class BillingTag(msgspec.Struct, frozen=True, kw_only=True):
     price_id: str = ""
     cached_prompt_nanousd_per_token: int | None = None
     request_nanousd: int = 0
+    price_percent: int = 100
+    """What the plan asks, of the model's price, for what was in the answer cache; the prices here are what they are after that."""
     hold_tokens: int = 0
     """How many tokens were counted at ``admitted_at_ms``, at the most; what was not used is given back."""
     provider: str = LOCAL_PROVIDER
@@ -92,7 +94,10 @@ class GenerateJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EncodeJob(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for one vector for each of ``inputs`` (token ids, special tokens included)."""
+    """Ask for one vector for each of ``inputs`` (token ids, special tokens included).
+
+    The request has ``cached_tokens`` more, in texts whose vectors are known: they are not computed, and paid for as cached ones.
+    """
 
     job_id: str
     model: str
@@ -101,4 +106,5 @@ class EncodeJob(msgspec.Struct, frozen=True, kw_only=True):
     billing: BillingTag
     reply_to: str
     deadline_at_ms: int
+    cached_tokens: int = 0
     v: int = WIRE_VERSION

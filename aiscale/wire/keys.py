@@ -129,6 +129,23 @@ lately."""
 
 RECOVERING = PREFIX + "recovering"
 """String: epoch ms at which settlement noticed that `EPOCH` is missing. Written by spend.recovery; lives a minute."""
+# --- cached answers: written by inference.cache alone ---------------------------------------------------------------------------
+
+
+def cached(key: bytes) -> str:
+    """String: an answer, by the 32 bytes that stand for its request. Lives half an hour."""
+    return f"{PREFIX}cached:{key.hex()}"
+
+
+def flight(key: bytes) -> str:
+    """String: the job id that computes this answer now; whoever else wants it waits for `cached`. Lives as long as its owner keeps
+    touching it, a few seconds past that."""
+    return f"{PREFIX}flight:{key.hex()}"
+
+
+CACHE_GENERATIONS = PREFIX + "cachegenerations"
+"""Hash: ``site``, ``model:<slug>``, ``organization:<id>`` -> how often it was purged. Part of every key, so that a purge empties all levels
+at once. A loss of Redis is a purge of nothing: the table is the truth (inference.cache.generations)."""
 
 REFUSED = PREFIX + "refused"
 """Stream: requests that were refused, some one by one and all as counts, one ``RefusedBatch`` of spend.refusal_log (field ``0``) an entry.

@@ -160,7 +160,8 @@ class PlanAdmin(Audited, ModelAdmin):  # type: ignore[misc]
         (None, {"fields": ["name", "slug"]}),
         ("Rate", {"fields": ["requests_per_window", "window_s", "tokens_per_minute", "max_in_flight"]}),
         ("Money", {"fields": ["monthly_limit_nanousd", "monthly_included_nanousd", "monthly_price_nanousd"]}),
-        ("Models and size", {"fields": ["allowed_models", "context_tokens", "max_output_tokens", "cache_scope"]}),
+        ("Models and size", {"fields": ["allowed_models", "context_tokens", "max_output_tokens"]}),
+        ("Cached answers", {"fields": ["cache_scope", "cached_price_percent"]}),
         ("Queue", {"fields": ["priority", "weight", "max_queued", "max_wait_s"]}),
         ("Moderation", {"fields": ["moderation"]}),
     ]

@@ -13,6 +13,7 @@ from aiscale import redis as redis_clients
 from aiscale.wire import keys
 from aiscale.wire.codec import encode_control
 from aiscale.wire.events import Control
+from apps.accounts import callers
 from apps.accounts.callers import Caller
 from apps.accounts.models import ApiKey, Organization, Plan, User
 
@@ -138,6 +139,7 @@ def _announce(order: Control) -> None:
 
 
 def _write(name: str, fields: dict[str, Any], scope: str) -> None:
+    callers.forget()
     try:
         pipeline: Any = redis_clients.get_sync().pipeline(transaction=True)
         pipeline.hset(name, mapping=fields)

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from django.contrib.auth.models import AbstractUser
 from django.contrib.auth.models import UserManager as DjangoUserManager
+from django.core.validators import MaxValueValidator
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Lower
@@ -140,6 +141,13 @@ class Plan(Row):
         db_default=Moderation.OFF,
         help_text="What becomes of messages that the moderation model flags, before a model is asked. When nothing can be checked, "
         "'pass on and note' passes messages on, and 'refuse' refuses them.",
+    )
+    cached_price_percent = models.PositiveSmallIntegerField(
+        "price of cached answers, percent",
+        default=25,
+        db_default=25,
+        validators=[MaxValueValidator(100)],
+        help_text="What an answer that was known costs, of the model's price.",
     )
 
     class Meta:

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import msgspec
+
 from aiscale.wire.events import Delta, Finished
 from apps.accounts.callers import Caller
+from apps.gateway.cache_wishes import read_wish
 from apps.gateway.chat_choices import Choices, describe_logprobs, describe_part, describe_piece, word_end
 from apps.gateway.chat_schema import ChatBody, read_chat
 from apps.gateway.exchange import Exchange
@@ -16,6 +19,7 @@ from apps.inference.endings import make_failure
 async def answer_chat(exchange: Exchange, caller: Caller, body: bytes) -> None:
     """Run one completion, streamed or whole. Raises: AiscaleError before the first byte."""
     chat, request = read_chat(body, exchange.request_id)
+    request = msgspec.structs.replace(request, cache=read_wish(exchange, chat.cache))
     async with await completions.start(request, caller) as run:
         if chat.stream:
             await _stream(exchange, chat, run)

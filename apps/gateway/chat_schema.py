@@ -6,6 +6,7 @@ import msgspec
 
 from aiscale.errors import AiscaleError, Code
 from apps.gateway import parameters
+from apps.gateway.cache_wishes import CacheOption
 from apps.gateway.formats import read_format
 from apps.gateway.tool_schema import check_results, read_calls, read_tools
 from apps.inference.completions import CompletionRequest
@@ -93,6 +94,7 @@ class ChatBody(msgspec.Struct, kw_only=True):
     tools: list[dict[str, Any]] = []
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    cache: CacheOption | None = None
 
 
 def read_chat(body: bytes, request_id: str) -> tuple[ChatBody, CompletionRequest]:

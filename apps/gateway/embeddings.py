@@ -10,6 +10,7 @@ import numpy as np
 from aiscale.errors import AiscaleError, Code
 from apps.accounts.callers import Caller
 from apps.gateway import parameters
+from apps.gateway.cache_wishes import CacheOption, read_wish
 from apps.gateway.exchange import Exchange
 from apps.inference import catalog, embeddings
 from apps.inference.embeddings import EmbeddingRequest, EmbeddingResult
@@ -25,6 +26,7 @@ class EmbeddingBody(msgspec.Struct, kw_only=True):
     input: Annotated[Any, msgspec.Meta(extra_json_schema=parameters.TEXTS_OR_TOKENS)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
+    cache: CacheOption | None = None
 
 
 async def answer_embeddings(exchange: Exchange, caller: Caller, body: bytes) -> None:
@@ -42,7 +44,12 @@ async def answer_embeddings(exchange: Exchange, caller: Caller, body: bytes) -> 
                 param="dimensions",
             )
     request = EmbeddingRequest(
-        request_id=exchange.request_id, source="api", model=wanted.model, inputs=inputs, dimensions=wanted.dimensions
+        request_id=exchange.request_id,
+        source="api",
+        model=wanted.model,
+        inputs=inputs,
+        cache=read_wish(exchange, wanted.cache),
+        dimensions=wanted.dimensions,
     )
     result = await embeddings.embed(request, caller)
     if result.count < THREAD_FROM_COUNT:

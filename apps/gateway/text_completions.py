@@ -8,6 +8,7 @@ from typing import Any
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire.events import Delta, Event, Finished
 from apps.accounts.callers import Caller
+from apps.gateway.cache_wishes import read_wish
 from apps.gateway.chat_schema import read_bias, read_stop
 from apps.gateway.exchange import Exchange
 from apps.gateway.streaming import COMMENT, check_end, merge, with_silences
@@ -47,6 +48,7 @@ def _make_request(exchange: Exchange, text: TextBody, token_ids: list[int], inde
         model=text.model,
         messages=[],
         prompt_token_ids=token_ids,
+        cache=read_wish(exchange, text.cache),
         job_id=lanes.name_job(exchange.request_id) + (f"_{index}" if index else ""),
         max_tokens=text.max_tokens,
         temperature=text.temperature,

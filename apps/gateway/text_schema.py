@@ -6,6 +6,7 @@ import msgspec
 
 from aiscale.errors import AiscaleError, Code
 from apps.gateway import parameters
+from apps.gateway.cache_wishes import CacheOption
 from apps.gateway.chat_schema import MAX_CHOICES, MAX_TOP_LOGPROBS, StreamOptions, read_bias, read_stop
 
 MAX_PROMPTS = 32
@@ -36,6 +37,7 @@ class TextBody(msgspec.Struct, kw_only=True):
     logprobs: int | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    cache: CacheOption | None = None
 
     @property
     def made(self) -> int:

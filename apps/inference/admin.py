@@ -1,6 +1,6 @@
 """Let an owner name, price, enable and disable models."""
 
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from django import forms
@@ -14,7 +14,9 @@ from unfold.admin import ModelAdmin
 from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextInputWidget
 
 from aiscale.money_forms import format_per_million
+from apps.accounts import audit
 from apps.inference import version_admin  # noqa: F401  # registers its page
+from apps.inference.cache import generations
 from apps.inference.models import Model, ModerationFlag, Upstream
 from apps.inference.upstream_client import is_allowed
 from apps.spend.models import Price
@@ -93,6 +95,14 @@ class CatalogAdmin(ModelAdmin):  # type: ignore[misc]
         "created_at",
         "updated_at",
     ]
+
+    actions: ClassVar = ["forget_answers"]
+
+    @admin.action(description="Forget the known answers of these models", permissions=["change"])
+    def forget_answers(self, request: HttpRequest, queryset: QuerySet[Model]) -> None:
+        """Empty the answer cache of each of them, at all levels."""
+        rows = sum(generations.purge(f"model:{model.slug}", by=audit.by_request(request)) for model in queryset)
+        self.message_user(request, f"Their known answers are forgotten ({rows} of them were kept in Postgres).")
 
     def get_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
         """A model with files enters through ``seed_catalog``; one of an upstream is added here."""

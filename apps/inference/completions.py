@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 from django.conf import settings
@@ -15,6 +15,8 @@ from aiscale.wire.jobs import BillingTag, EncodeJob, GenerateJob, Grammar, Sampl
 from apps.accounts import callers
 from apps.accounts.callers import Caller, PlanLimits
 from apps.inference import catalog, grammars, lanes, prompts, queue, traffic
+from apps.inference.cache import policy
+from apps.inference.cache.policy import Wish
 from apps.inference.catalog import CatalogModel
 from apps.inference.prompts import ChatMessage
 from apps.inference.tools import OPEN, CallReader, Tools, make_grammar
@@ -52,6 +54,24 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     tools: Tools | None = None
     keep_log: bool = False
     job_id: str | None = None
+    cache: Wish = policy.EVERYTHING
+
+
+class Keeper(Protocol):
+    """Look on while an answer is made, to keep it (`apps.inference.answering`)."""
+
+    async def take(self, event: Event) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold a request as our workers will see it, checked against model and plan (as they hold for its lane)."""
+
+    model: CatalogModel
+    plan: PlanLimits
+    prompt: list[int]
+    sampling: Sampling
 
 
 class Run:
@@ -70,6 +90,7 @@ class Run:
         self._wait = wait
         self.tools: Tools | None = None
         """Set when what the model says may hold calls in its own way."""
+        self.keeper: Keeper | None = None
         self.rescue: Callable[[], Awaitable[Run]] | None = None
         """Starts another run in this one's place, should its worker be lost before the first token."""
 
@@ -77,7 +98,11 @@ class Run:
         return self
 
     async def __aexit__(self, *_: Any) -> None:
-        await self._wait.close()
+        try:
+            await self._wait.close()
+        finally:
+            if self.keeper is not None:
+                await self.keeper.close()
 
     async def events(self) -> AsyncIterator[Event]:
         """Yield Started, Delta... and at last Finished. Raises: AiscaleError (WORKER_LOST)."""
@@ -87,6 +112,8 @@ class Run:
             if first and isinstance(event, Delta):
                 first = False
                 FIRST_TOKEN_SECONDS.labels(self.model).observe(max(time.time() - self._admitted_at_ms / 1000, 0))
+            if self.keeper is not None:
+                await self.keeper.take(event)
             yield event
 
     async def _listen(self) -> AsyncIterator[Event]:
@@ -137,24 +164,36 @@ async def read_calls(events: AsyncIterator[Event], tools: Tools, count: int) -> 
 
 
 async def start(request: CompletionRequest, caller: Caller) -> Run:
-    """Admit a request and queue it, or have an upstream answer it: the model's own, or its fallback when our workers cannot.
+    """Admit a request, and answer it from the cache, queue it, or have an upstream answer it: the model's own, or its fallback when our
+    workers cannot.
 
-    I/O: two Redis trips and no SQL once catalog and plan are warm. Raises: AiscaleError, with nothing spent and nothing held.
+    I/O: two Redis trips and no SQL once catalog and plan are warm; for what may be cached see `answering.start`.
+    Raises: AiscaleError, with nothing spent and nothing held.
+    """
+    from apps.inference import answering  # it builds on this module
+
+    model = await catalog.get_model(request.model, "generate")
+    return await answering.start(request, caller, model)
+
+
+async def compute(
+    request: CompletionRequest, caller: Caller, model: CatalogModel, prepared: Prepared | None = None
+) -> Run:
+    """Admit a request and have it computed, whatever the cache knows. ``prepared`` is what `prepare` said of it, if it was asked.
+
+    I/O, Raises: as `start`.
     """
     from apps.inference import overflow, relays  # both build on this module
 
-    model = await catalog.get_model(request.model, "generate")
     if model.upstream is not None:
         return await relays.start(request, caller, model)
     if model.fallback is not None:
-        return await overflow.start(request, caller, model)
-    return await start_local(request, caller, model)
+        return await overflow.start(request, caller, model, prepared)
+    return await start_local(request, caller, model, prepared)
 
 
-async def start_local(request: CompletionRequest, caller: Caller, model: CatalogModel) -> Run:
-    """Admit a request and queue it for our own workers. I/O and Raises: as `start`."""
-    from apps.inference.screening import screen  # builds on this module
-
+async def prepare(request: CompletionRequest, caller: Caller, model: CatalogModel) -> Prepared:
+    """Check a request for our own workers, and turn its prompt into tokens. I/O: none once warm. Raises: AiscaleError."""
     plan = await callers.get_plan(caller.plan)
     model, plan = lanes.apply(caller, model, plan)
     job_id = request.job_id or lanes.name_job(request.request_id)
@@ -168,6 +207,20 @@ async def start_local(request: CompletionRequest, caller: Caller, model: Catalog
     sampling = make_sampling(request, model, max_tokens)
     if sampling.grammar is not None:
         await grammars.check(sampling.grammar)
+    return Prepared(model=model, plan=plan, prompt=prompt, sampling=sampling)
+
+
+async def start_local(
+    request: CompletionRequest, caller: Caller, model: CatalogModel, prepared: Prepared | None = None
+) -> Run:
+    """Admit a request and queue it for our own workers. I/O and Raises: as `start`."""
+    from apps.inference.screening import screen  # builds on this module
+
+    if prepared is None:
+        prepared = await prepare(request, caller, model)
+    model, plan, prompt, sampling = prepared.model, prepared.plan, prepared.prompt, prepared.sampling
+    max_tokens = sampling.max_tokens
+    job_id = request.job_id or lanes.name_job(request.request_id)
     came_as_ids = request.prompt_token_ids is not None and plan.moderation != "off"
     text = await prompts.decode(model, prompt) if came_as_ids else ""
     now_ms = time.time_ns() // 1_000_000

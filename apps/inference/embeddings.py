@@ -1,4 +1,4 @@
-"""Run an embedding request: check, tokenize, admit, queue, and wait for the vectors."""
+"""Run an embedding request: check, tokenize, look for known vectors, and have what is not known computed."""
 
 from typing import Any, Literal
 
@@ -8,6 +8,8 @@ from aiscale.errors import AiscaleError, Code
 from apps.accounts import callers
 from apps.accounts.callers import Caller, PlanLimits
 from apps.inference import catalog, encodings, prompts
+from apps.inference.cache import policy
+from apps.inference.cache.policy import Wish
 from apps.inference.catalog import CatalogModel
 
 MAX_INPUTS = 2048
@@ -22,6 +24,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     inputs: list[str] | list[list[int]]
     dimensions: int | None = None
     """For an upstream that can make shorter vectors."""
+    cache: Wish = policy.EVERYTHING
 
 
 class EmbeddingResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,15 +39,18 @@ class EmbeddingResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def embed(request: EmbeddingRequest, caller: Caller) -> EmbeddingResult:
-    """Embed all inputs, or none.
+    """Embed all inputs, or none. What the cache knows is paid for at the plan's price for that, text by text.
 
-    I/O: two Redis trips to send, one more for vectors of over a megabyte. Raises: AiscaleError.
+    I/O: two Redis trips for the cache, and two to send; none of the latter when all is known, but one for the gate; one more for vectors
+    of over a megabyte. Raises: AiscaleError.
     """
     model = await catalog.get_model(request.model, "embed")
     if model.upstream is not None:
         return await _ask_upstream(request, model, caller)
     inputs = await _tokenize(request, model, await callers.get_plan(caller.plan))
-    rows = await encodings.encode(model, inputs, caller, request_id=request.request_id, source=request.source)
+    rows = await encodings.encode(
+        model, inputs, caller, request_id=request.request_id, source=request.source, wish=request.cache
+    )
     return EmbeddingResult(
         model=model.slug,
         vectors=rows.data,

@@ -1,4 +1,4 @@
-"""Have a worker encode texts: admit, queue, and wait for the rows of numbers. Embeddings and moderations share it."""
+"""Have a worker encode texts that are not known: admit, queue, and wait for the rows of numbers. Embeddings and moderations share it."""
 
 import time
 from typing import Any, Literal
@@ -11,6 +11,9 @@ from aiscale.wire.jobs import BillingTag, EncodeJob
 from apps.accounts import callers
 from apps.accounts.callers import Caller, PlanLimits
 from apps.inference import lanes, replies
+from apps.inference.cache import policy, vectors
+from apps.inference.cache.policy import Wish
+from apps.inference.cache.vectors import Known
 from apps.inference.catalog import CatalogModel
 from apps.inference.completions import make_tag, send
 from apps.inference.endings import make_failure
@@ -36,16 +39,38 @@ async def encode(
     *,
     request_id: str,
     source: Literal["api", "chat"],
+    wish: Wish = policy.EVERYTHING,
 ) -> Rows:
-    """Encode all inputs, or none, at the caller's expense.
+    """Encode all inputs, or none, at the caller's expense. What the cache knows costs the plan's part of the price, text by text.
 
-    I/O: two Redis trips to send, one more for rows of over a megabyte. Raises: AiscaleError.
+    I/O: two Redis trips for the cache, and two to send, or one for the gate when all is known; one more for rows of over a megabyte.
+    Raises: AiscaleError.
     """
     plan = await callers.get_plan(caller.plan)
     model, plan = lanes.apply(caller, model, plan)
-    tokens = sum(map(len, inputs))
+    known = await vectors.find(wish, model, plan, caller, inputs)
+    try:
+        if known.missing:
+            rows = await _compute(known, model, caller, plan, request_id, source)
+            await known.fill(rows.data, rows.dimensions)
+            headers = rows.headers | known.headers
+        else:
+            headers = await known.tell(request_id, source)
+    finally:
+        await known.close()
+    data = known.join()
+    return Rows(data=data, count=len(inputs), dimensions=len(data) // 4 // len(inputs), headers=headers)
+
+
+async def _compute(
+    known: Known, model: CatalogModel, caller: Caller, plan: PlanLimits, request_id: str, source: Literal["api", "chat"]
+) -> Rows:
+    """Admit a request, and have what is missing computed."""
+    model = known.price(model, plan)
+    inputs, cached_tokens = known.missing, known.cached_tokens
+    tokens = sum(map(len, inputs)) + cached_tokens
     job_id, deadline_at_ms = lanes.name_job(request_id), time.time_ns() // 1_000_000 + DEADLINE_S * 1000
-    hold_nanousd = model.terms.cost_nanousd(tokens, 0)
+    hold_nanousd = model.terms.cost_nanousd(tokens, 0, cached_tokens)
     admitted = await admission.admit(
         admission.Ask(
             caller=caller,
@@ -58,8 +83,8 @@ async def encode(
             weight=plan.weight,
         )
     )
-    tag = make_tag(caller, model, request_id, source, hold_nanousd, admitted)
-    return await _run(model, inputs, tag, plan, job_id, deadline_at_ms, admitted.headers)
+    tag = known.mark(make_tag(caller, model, request_id, source, hold_nanousd, admitted))
+    return await _run(model, inputs, tag, plan, job_id, deadline_at_ms, admitted.headers, cached_tokens=cached_tokens)
 
 
 async def encode_for_us(
@@ -104,6 +129,7 @@ async def _run(
     headers: dict[str, str],
     *,
     held: bool = True,
+    cached_tokens: int = 0,
 ) -> Rows:
     wait = Wait(job_id, deadline_at_ms)
     job = EncodeJob(
@@ -114,6 +140,7 @@ async def _run(
         billing=tag,
         reply_to=wait.process_id,
         deadline_at_ms=deadline_at_ms,
+        cached_tokens=cached_tokens,
     )
     await send(job, wait, plan, held=held)
     try:

@@ -1,6 +1,10 @@
 """Keep the catalog: what is served. Prices are `apps.spend.models.Price`, by the model's slug."""
 
+from collections.abc import Iterable
+from datetime import timedelta
+
 from django.db import models
+from django.utils import timezone
 
 from aiscale import sealing
 from aiscale.db import Row
@@ -145,3 +149,58 @@ class ModerationFlag(Row):
 
     def __str__(self) -> str:
         return f"{self.request_id}: {', '.join(self.labels)}"
+
+
+class CachedAnswerQuerySet(models.QuerySet["CachedAnswer"]):
+    def find(self, keys: list[bytes]) -> dict[bytes, bytes]:
+        """Return the values of those keys that are there and have not expired. I/O: one SQL statement."""
+        rows = self.filter(key__in=keys, expires_at__gt=timezone.now()).values_list("key", "value")
+        return {bytes(key): bytes(value) for key, value in rows}
+
+    def keep(self, rows: Iterable[tuple[bytes, bytes, str, str]], ttl_s: float) -> None:
+        """Write (key, value, model, scope) rows, in the order of their keys: two writers cannot deadlock. I/O: one SQL statement."""
+        expires_at = timezone.now() + timedelta(seconds=ttl_s)
+        self.bulk_create(
+            [
+                CachedAnswer(key=key, value=value, model=model, scope=scope, expires_at=expires_at)
+                for key, value, model, scope in sorted(rows)
+            ],
+            update_conflicts=True,
+            unique_fields=["key"],
+            update_fields=["value", "expires_at"],
+        )
+
+    def delete_expired(self, limit: int = 5_000) -> int:
+        """Delete some of what has expired. I/O: one SQL statement. Returns how many rows went."""
+        expired = self.filter(expires_at__lte=timezone.now()).values("key")[:limit]
+        return self.filter(key__in=expired).delete()[0]
+
+
+class CachedAnswer(models.Model):
+    """Hold one answer at level 3 of the cache (`apps.inference.cache`). ``key`` is all that finds it."""
+
+    key = models.BinaryField(primary_key=True, max_length=32)
+    value = models.BinaryField()
+    model = models.CharField(max_length=100)
+    scope = models.CharField(max_length=80)
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField(db_index=True)
+
+    objects = CachedAnswerQuerySet.as_manager()
+
+    class Meta:
+        indexes = [models.Index(fields=["scope"], name="cached_answer_by_scope")]
+
+    def __str__(self) -> str:
+        return bytes(self.key).hex()[:12]
+
+
+class CacheGeneration(models.Model):
+    """Count how often the cached answers of ``scope`` (``site``, ``model:<slug>``, ``organization:<id>``) were purged."""
+
+    scope = models.CharField(max_length=160, unique=True)
+    number = models.PositiveBigIntegerField(default=0)
+    purged_at = models.DateTimeField(auto_now=True)
+
+    def __str__(self) -> str:
+        return f"{self.scope}: {self.number}"

@@ -10,7 +10,7 @@ from aiscale.errors import AiscaleError, Code
 from apps.accounts.callers import Caller
 from apps.inference import catalog, completions, presence, relays
 from apps.inference.catalog import CatalogModel
-from apps.inference.completions import CompletionRequest, Run
+from apps.inference.completions import CompletionRequest, Prepared, Run
 
 log = logging.getLogger(__name__)
 
@@ -18,14 +18,16 @@ SUFFIX = "_f"
 """Ends the names of jobs that took another's place: both may have been begun, and each is settled for itself."""
 
 
-async def start(request: CompletionRequest, caller: Caller, model: CatalogModel) -> Run:
+async def start(
+    request: CompletionRequest, caller: Caller, model: CatalogModel, prepared: Prepared | None = None
+) -> Run:
     """Start a request on our workers, or on the model's fallback.
 
     I/O: as `completions.start`, and a look at the workers' presence once a second. Raises: AiscaleError.
     """
     fallback = await catalog.find_fallback(model)
     if fallback is None or request.prompt_token_ids is not None or request.top_logprobs is not None:
-        return await completions.start_local(request, caller, model)
+        return await completions.start_local(request, caller, model, prepared)
     begin = partial(relays.start, request, caller, fallback, SUFFIX)
     if not await presence.is_served(model.slug, model.version):
         log.warning("no worker serves %s: %s answers", model.slug, fallback.slug, extra={"model": model.slug})
@@ -34,9 +36,9 @@ async def start(request: CompletionRequest, caller: Caller, model: CatalogModel)
         except AiscaleError as error:
             if error.code is not Code.MODEL_NOT_ALLOWED:
                 raise
-            return await completions.start_local(request, caller, model)
+            return await completions.start_local(request, caller, model, prepared)
     try:
-        run = await completions.start_local(request, caller, model)
+        run = await completions.start_local(request, caller, model, prepared)
     except AiscaleError as refusal:
         if refusal.code is not Code.QUEUE_FULL:
             raise

@@ -51,9 +51,18 @@ class Reader:
     def subscribe(self, job_id: str) -> asyncio.Queue[Event]:
         """Return the queue into which a job's events come, from now on."""
         queue = self._queues.setdefault(job_id, asyncio.Queue())
+        self._start()
+        return queue
+
+    def _start(self) -> None:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._read(), name="replies")
-        return queue
+
+    def remember(self, data: bytes) -> None:
+        """Remember the encoded end of an answer that this process knew and told itself, for a Redis that forgets it."""
+        self._forget_ends()
+        self._ends.append((time.monotonic(), data))
+        self._start()
 
     def unsubscribe(self, job_id: str) -> None:
         self._queues.pop(job_id, None)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -56,6 +57,9 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     weight: int = 1
     """Its tier in the model's queue, and its organization's share there."""
     provider: str = LOCAL_PROVIDER
+    make_end: Callable[[str, int], bytes] | None = None
+    """Where the answer is known already: makes the encoded `Finished` from the plan and the moment (epoch ms) of admission. It reaches
+    settlement if, and only if, the request is admitted."""
 
 
 class Admitted(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,8 +125,10 @@ async def release(tag: BillingTag, model: str, job_id: str) -> None:
     await _give_back(holds.End(job_id, tag.hold_nanousd, scopes, tag.hold_tokens, tag.admitted_at_ms))
 
 
-async def run_gate(client: aioredis.Redis, ask: Ask, *, plan: str, now_ms: int, explain: bool = False) -> list[Any]:
-    """Run admit.lua once and return its answer (see its header).
+async def run_gate(
+    client: aioredis.Redis | None, ask: Ask, *, plan: str, now_ms: int, explain: bool = False
+) -> list[Any]:
+    """Run admit.lua once and return its answer (see its header); without a client, together with other requests of this loop.
 
     I/O: one Redis trip. Raises: redis.exceptions.RedisError, OSError.
     """
@@ -147,10 +153,11 @@ async def run_gate(client: aioredis.Redis, ask: Ask, *, plan: str, now_ms: int, 
         keys.queue_depth(ask.model),
         keys.model_served(ask.model),
         keys.EPOCH,
+        keys.FINISHED if ask.make_end else "",
     ]
     for scope in scopes:
         names += [keys.spend(scope), keys.holds(scope)]
-    args: list[str | int] = [
+    args: list[str | int | bytes] = [
         ask.job_id,
         caller.organization_id,
         plan,
@@ -166,10 +173,13 @@ async def run_gate(client: aioredis.Redis, ask: Ask, *, plan: str, now_ms: int, 
         ask.priority,
         ask.weight,
         settings.ENV.unserved_s * 1000,
+        ask.make_end(plan, now_ms) if ask.make_end else "",
         *scopes,
     ]
-    answer: list[Any] = _decode(await get_script("admit").run_async(client, names, args))
-    return answer
+    script = get_script("admit")
+    answer = await (script.run_together(names, args) if client is None else script.run_async(client, names, args))
+    decided: list[Any] = _decode(answer)
+    return decided
 
 
 def _list_scopes(ask: Ask, plan: str) -> tuple[str, ...]:
@@ -211,7 +221,7 @@ async def _decide(ask: Ask, *, explain: bool = False) -> tuple[list[Any], str, i
 async def _ask_once(ask: Ask, plan: str, now_ms: int, explain: bool) -> list[Any]:
     try:
         async with asyncio.timeout(GATE_TIMEOUT_S):
-            return await run_gate(redis_clients.get_async(), ask, plan=plan, now_ms=now_ms, explain=explain)
+            return await run_gate(None, ask, plan=plan, now_ms=now_ms, explain=explain)
     except (*redis_clients.UNAVAILABLE, TimeoutError) as error:
         log.error("the gate refuses: Redis does not answer: %s", error, extra={"job_id": ask.job_id})
         raise redis_clients.unavailable() from error

@@ -86,6 +86,7 @@ def _describe(statement: Statement) -> dict[str, Any]:
         "usage": statement.usage_nanousd,
         "entries": statement.entries_nanousd,
         "total": statement.total_nanousd,
+        "saved": statement.saved_nanousd,
     }
     return {
         "object": "usage.statement",
@@ -93,9 +94,10 @@ def _describe(statement: Statement) -> dict[str, Any]:
         "from": f"{statement.days.first}",
         "to": f"{statement.days.last}",
         "time_zone": statement.days.zone,
-        "usage": [_with_usd(msgspec.to_builtins(line), "cost") for line in statement.usage],
+        "usage": [_with_usd(_with_usd(msgspec.to_builtins(line), "cost"), "saved") for line in statement.usage],
         "entries": [_with_usd(msgspec.to_builtins(line), "amount") for line in statement.entries],
         "requests": statement.requests,
+        "cache_hits": statement.cache_hits,
         "totals": {
             f"{name}_{unit}": nanousd if unit == "nanousd" else format_amount(nanousd)
             for name, nanousd in totals.items()

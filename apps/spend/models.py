@@ -49,6 +49,10 @@ class UsageRecord(models.Model):
     request_nanousd = NanoUsdField(default=0, db_default=0)
     hold_nanousd = NanoUsdField()
     cost_nanousd = NanoUsdField()
+    cache = models.CharField(max_length=8, blank=True, default="", db_default="")
+    price_percent = models.PositiveSmallIntegerField(default=100, db_default=100)
+    """What the plan asked for what was cached. Where that was all (``cache`` names its level), the prices here are so reduced."""
+    saved_nanousd = NanoUsdField(default=0, db_default=0)
     worker_id = models.CharField(max_length=128, blank=True)
     queued_ms = models.BigIntegerField()
     first_token_ms = models.BigIntegerField(null=True)

@@ -47,6 +47,10 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
         """Return what a request costs. Raises: AiscaleError (BACKEND_UNAVAILABLE) for what cannot be."""
         return pricing.cost_nanousd(prompt_tokens, completion_tokens, cached_tokens, **msgspec.structs.asdict(self))
 
+    def at_percent(self, percent: int) -> "Terms":
+        """Return the terms of an answer that was known: ``percent`` of the price, rounded up to whole nano-USD."""
+        return Terms(**{name: -(-price * percent // 100) for name, price in msgspec.structs.asdict(self).items()})
+
     def in_bulk(self) -> "Terms":
         """Return the terms of a request in a batch."""
         return Terms(**{name: -(-price // BULK_SHARE) for name, price in msgspec.structs.asdict(self).items()})

@@ -39,8 +39,15 @@ LISTED = 20
 _DELTAS = """
     SELECT u.id, u.organization_id, u.plan, u.model, u.user_id, u.key_id, u.cost_nanousd + coalesce(c.all_of_them, 0) AS costs,
         greatest(
-            (u.prompt_tokens - u.cached_tokens) * t.prompt + u.cached_tokens * t.cached + u.completion_tokens * t.completion
-                + CASE WHEN u.prompt_tokens + u.completion_tokens > 0 THEN t.request ELSE 0 END + coalesce(c.refunds, 0),
+            CASE WHEN u.cache <> '' THEN
+                u.prompt_tokens * ((t.prompt * u.price_percent + 99) / 100)
+                    + u.completion_tokens * ((t.completion * u.price_percent + 99) / 100)
+                    + CASE WHEN u.prompt_tokens + u.completion_tokens > 0 THEN (t.request * u.price_percent + 99) / 100 ELSE 0 END
+            ELSE
+                (u.prompt_tokens - u.cached_tokens) * t.prompt + u.completion_tokens * t.completion
+                    + u.cached_tokens * CASE WHEN u.kind = 'encode' THEN (t.prompt * u.price_percent + 99) / 100 ELSE t.cached END
+                    + CASE WHEN u.prompt_tokens + u.completion_tokens > 0 THEN t.request ELSE 0 END
+            END + coalesce(c.refunds, 0),
             0) AS should_cost
     FROM spend_usagerecord u
     JOIN (VALUES (false, %(prompt)s::bigint, %(cached)s::bigint, %(completion)s::bigint, %(request)s::bigint),

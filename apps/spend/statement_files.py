@@ -25,12 +25,12 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 STATEMENT_COLUMNS = [
     *("date", "kind", "model", "key", "key_id", "person", "requests", "failed_requests", "prompt_tokens"),
-    *("cached_tokens", "completion_tokens", "usd", "nanousd", "memo"),
+    *("cached_tokens", "completion_tokens", "cache_hits", "saved_usd", "usd", "nanousd", "memo"),
 ]
 REQUEST_COLUMNS = [
     *("ended_at", "request_id", "job_id", "model", "key_id", "user_id", "source", "ended", "error_code"),
     *("prompt_tokens", "cached_tokens", "completion_tokens", "usd", "nanousd", "queued_ms", "first_token_ms"),
-    *("duration_ms", "price_id"),
+    *("duration_ms", "price_id", "cache", "saved_usd"),
 ]
 
 
@@ -105,6 +105,8 @@ def _usage_row(line: UsageLine, keys: dict[str, str], people: dict[str, str]) ->
         str(line.prompt_tokens),
         str(line.cached_tokens),
         str(line.completion_tokens),
+        str(line.cache_hits),
+        format_amount(line.saved_nanousd),
         format_amount(line.cost_nanousd),
         str(line.cost_nanousd),
         "",
@@ -141,6 +143,8 @@ def _request_row(record: UsageRecord) -> list[str]:
         record.first_token_ms,
         record.duration_ms,
         record.price_id,
+        record.cache,
+        format_amount(record.saved_nanousd),
     ]
     return [disarm(value) if isinstance(value, str) else "" if value is None else str(value) for value in values]
 

@@ -45,7 +45,10 @@ class Days(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UsageLine(msgspec.Struct, frozen=True, kw_only=True):
-    """Sum up what one key (or a person in the browser: '') used of one model on one day."""
+    """Sum up what one key (or a person in the browser: '') used of one model on one day.
+
+    ``cache_hits`` are requests whose whole answer was known; ``saved_nanousd`` is what these, and parts that were known, cost less.
+    """
 
     date: date
     model: str
@@ -57,6 +60,8 @@ class UsageLine(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
     completion_tokens: int
     cost_nanousd: int
+    cache_hits: int = 0
+    saved_nanousd: int = 0
 
 
 class EntryLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +98,14 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def requests(self) -> int:
         return sum(line.requests for line in self.usage)
+
+    @property
+    def cache_hits(self) -> int:
+        return sum(line.cache_hits for line in self.usage)
+
+    @property
+    def saved_nanousd(self) -> int:
+        return sum(line.saved_nanousd for line in self.usage)
 
     @property
     def tokens(self) -> int:
@@ -155,6 +168,8 @@ def list_usage(organization_id: str, days: Days, *, user_id: str = "") -> list[U
             cached_tokens_sum=Sum("cached_tokens"),
             completion_tokens_sum=Sum("completion_tokens"),
             cost_nanousd_sum=Sum("cost_nanousd"),
+            cache_hits=Count("pk", filter=~Q(cache="")),
+            saved_nanousd_sum=Sum("saved_nanousd"),
         )
         .order_by("day", "model", "key_id", "user_id")
     )
@@ -170,6 +185,8 @@ def list_usage(organization_id: str, days: Days, *, user_id: str = "") -> list[U
             cached_tokens=int(row["cached_tokens_sum"]),
             completion_tokens=int(row["completion_tokens_sum"]),
             cost_nanousd=int(row["cost_nanousd_sum"]),
+            cache_hits=row["cache_hits"],
+            saved_nanousd=int(row["saved_nanousd_sum"]),
         )
         for row in rows
     ]

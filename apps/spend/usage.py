@@ -43,6 +43,9 @@ _COLUMNS = {
     "request_nanousd": "bigint",
     "hold_nanousd": "bigint",
     "cost_nanousd": "bigint",
+    "cache": "text",
+    "price_percent": "smallint",
+    "saved_nanousd": "bigint",
     "worker_id": "text",
     "queued_ms": "bigint",
     "first_token_ms": "bigint",
@@ -101,6 +104,16 @@ def cost_of(event: Finished) -> int:
         request_nanousd=billing.request_nanousd,
     )
     return 0 if event.finish_reason == "error" else cost
+
+
+def saved_of(event: Finished) -> int:
+    """Return how much less a job costs than it would without what was known: the answer, vectors, keys and values."""
+    billing = event.billing
+    if event.finish_reason == "error":
+        return 0
+    if event.cache or billing.cached_prompt_nanousd_per_token is None:
+        return max(event.saved_nanousd, 0)
+    return max(event.cached_tokens * (billing.prompt_nanousd_per_token - billing.cached_prompt_nanousd_per_token), 0)
 
 
 def record(events: Iterable[Finished]) -> set[str]:
@@ -211,6 +224,9 @@ def _make_row(event: Finished) -> dict[str, object]:
         "request_nanousd": billing.request_nanousd,
         "hold_nanousd": billing.hold_nanousd,
         "cost_nanousd": cost_of(event),
+        "cache": event.cache,
+        "price_percent": billing.price_percent,
+        "saved_nanousd": saved_of(event),
         "worker_id": event.worker_id,
         "queued_ms": event.queued_ms,
         "first_token_ms": event.first_token_ms,

@@ -55,6 +55,7 @@ def cast(transactional_db: None, redis_url: str, served_models_dir: Path) -> Ite
     catalog.forget()
     callers._plans.clear()
     callers._unknown.clear()
+    callers.forget()
     call_command("seed_plans", stdout=StringIO())
     call_command("seed_catalog", stdout=StringIO())
     yield Cast()

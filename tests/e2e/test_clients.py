@@ -32,7 +32,8 @@ def test_anthropics_client(claude: anthropic.Anthropic) -> None:
     assert answer.content[0].type == "text" and "Paris" in answer.content[0].text
     assert answer.stop_reason == "end_turn" and answer.usage.output_tokens > 1
     assert answer._request_id and answer._request_id.startswith("req_")
-    with claude.messages.stream(model=CHAT_MODEL, max_tokens=40, messages=said, extra_body=GREEDY) as stream:
+    anew = {**GREEDY, "cache": {"no-cache": True}}
+    with claude.messages.stream(model=CHAT_MODEL, max_tokens=40, messages=said, extra_body=anew) as stream:
         pieces = list(stream.text_stream)
         final = stream.get_final_message()
     assert "".join(pieces) == answer.content[0].text and len(pieces) > 2

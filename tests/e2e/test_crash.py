@@ -21,7 +21,13 @@ LONG = [{"role": "user", "content": "Write a long story about a dragon, with man
 
 def open_stream(client: OpenAI, max_tokens: int = 600) -> Any:
     return client.chat.completions.create(
-        model=CHAT_MODEL, messages=LONG, stream=True, max_tokens=max_tokens, seed=1, temperature=0.9
+        model=CHAT_MODEL,
+        messages=LONG,
+        stream=True,
+        max_tokens=max_tokens,
+        seed=1,
+        temperature=0.9,
+        extra_headers={"cache-control": "no-cache, no-store"},
     )
 
 

@@ -35,7 +35,10 @@ def test_completes_a_chat(client: OpenAI) -> None:
 
 
 def test_streams_the_same_chat(client: OpenAI) -> None:
-    whole = client.chat.completions.create(model=CHAT_MODEL, messages=QUESTION, temperature=0, max_tokens=40)
+    headers = {"cache-control": "no-cache"}
+    whole = client.chat.completions.create(
+        model=CHAT_MODEL, messages=QUESTION, temperature=0, max_tokens=40, extra_headers=headers
+    )
     chunks = list(
         client.chat.completions.create(
             model=CHAT_MODEL,
@@ -44,6 +47,7 @@ def test_streams_the_same_chat(client: OpenAI) -> None:
             max_tokens=40,
             stream=True,
             stream_options={"include_usage": True},
+            extra_headers=headers,
         )
     )
     assert chunks[0].choices[0].delta.role == "assistant"

@@ -12,6 +12,7 @@ ORDER = (
     "apps.accounts",
     "apps.spend",
     "apps.inference",
+    "apps.inference.cache",
     "apps.gateway",
     "apps.gateway.responses",
     "apps.gateway.messages",

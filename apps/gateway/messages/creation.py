@@ -5,6 +5,7 @@ from typing import Any
 
 from aiscale.wire.events import Delta, Finished, ToolCallPart
 from apps.accounts.callers import Caller
+from apps.gateway.cache_wishes import read_wish
 from apps.gateway.exchange import Exchange
 from apps.gateway.messages.schema import Conversation, check_version, read_count, read_messages
 from apps.gateway.streaming import check_end, read_whole, with_silences
@@ -30,6 +31,7 @@ async def answer_messages(exchange: Exchange, caller: Caller, body: bytes) -> No
         top_p=wanted.top_p,
         stop=tuple(wanted.stop_sequences),
         tools=conversation.tools,
+        cache=read_wish(exchange, wanted.cache),
     )
     async with await completions.start(request, caller) as run:
         if wanted.stream:

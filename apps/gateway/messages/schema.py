@@ -6,6 +6,7 @@ import msgspec
 
 from aiscale.errors import AiscaleError, Code
 from apps.gateway import parameters
+from apps.gateway.cache_wishes import CacheOption
 from apps.gateway.chat_schema import MAX_MESSAGES, MAX_STOP_CHARS, MAX_TOP_K
 from apps.gateway.exchange import Exchange
 from apps.gateway.messages import blocks
@@ -58,6 +59,7 @@ class MessagesBody(CountBody, kw_only=True):
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    cache: CacheOption | None = None
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):

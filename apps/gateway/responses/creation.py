@@ -6,6 +6,7 @@ from aiscale.errors import AiscaleError, Code
 from aiscale.wire.events import Delta, Finished, ToolCallPart
 from apps.accounts.callers import Caller, on_thread
 from apps.gateway import parameters
+from apps.gateway.cache_wishes import read_wish
 from apps.gateway.chat_choices import Calls
 from apps.gateway.exchange import Exchange
 from apps.gateway.formats import read_format
@@ -43,6 +44,7 @@ async def answer_creation(exchange: Exchange, caller: Caller, body: bytes) -> No
         top_p=wanted.top_p,
         grammar=grammar,
         tools=tools,
+        cache=read_wish(exchange, wanted.cache),
         # the log outlives this process: what becomes of a stored response can always be found out
         keep_log=wanted.store,
     )

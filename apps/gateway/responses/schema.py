@@ -6,6 +6,7 @@ import msgspec
 
 from aiscale.errors import AiscaleError, Code
 from apps.gateway import parameters
+from apps.gateway.cache_wishes import CacheOption
 from apps.gateway.chat_schema import MAX_MESSAGES
 from apps.gateway.responses.items import join_calls, read_item
 from apps.inference.prompts import ChatMessage
@@ -65,6 +66,7 @@ class ResponseBody(msgspec.Struct, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: TextSettings = msgspec.field(default_factory=TextSettings)
+    cache: CacheOption | None = None
 
 
 def read_response(body: bytes) -> tuple[ResponseBody, list[ChatMessage]]:

@@ -6,12 +6,15 @@
 --       9, 10 the same of the key ('' for a browser session)
 --       11, 12 requests in flight of the organization, and of the key ('' for a browser session) (zsets)
 --       13 queued jobs of the model (zset)   14 when a worker that serves the model was heard of last (string)   15 epoch (string)
---       16... two for each scope: spend (hash), holds (zset of <job id>:<nano-USD>)
+--       16 finished (stream), when the answer is known, else ''
+--       17... two for each scope: spend (hash), holds (zset of <job id>:<nano-USD>)
 -- ARGV  1 job id   2 organization id   3 plan slug   4 model slug   5 worst cost (nano-USD)   6 worst count of tokens   7 now (epoch ms)
 --       8 hold expiry (epoch ms)   9 definition of an organization's budget of its own ('monthly|UTC|plan|0|0')
 --       10 most jobs that may wait for the model   11 1 to explain, else 0   12 provider of the model
 --       13 tier of the request   14 weight of the organization there   15 ms without a worker of the model after which it is refused
---       (0 = never)   16... the scopes of the request, the narrowest first: key, user, organization, model, plan, site
+--       (0 = never)   16 encoded Finished of a request whose answer is known: it needs no worker, is in flight never, and goes to
+--       settlement with the hold ('' = it is to be computed)
+--       17... the scopes of the request, the narrowest first: key, user, organization, model, plan, site
 -- Returns one of (all members are text):
 --   {'admitted', RATE}                 the hold is placed and the request is counted; a job id that holds already is answered so again
 --                                      and counted once
@@ -26,8 +29,8 @@
 --   organization and key
 -- Example: EVAL ... '' aiscale:org:org_1 aiscale:plan:free aiscale:killed aiscale:budgets aiscale:queue:m aiscale:rate:organization:org_1
 --          aiscale:tokenrate:organization:org_1 '' '' aiscale:inflight:organization:org_1 '' aiscale:queued:m aiscale:served:m aiscale:epoch
---          aiscale:spend:organization:org_1 aiscale:holds:organization:org_1
---          job_1 org_1 free m 5000 300 1700000000000 1700000360000 monthly|UTC|plan|0|0 256 0 local 9 1 30000 organization:org_1
+--          '' aiscale:spend:organization:org_1 aiscale:holds:organization:org_1
+--          job_1 org_1 free m 5000 300 1700000000000 1700000360000 monthly|UTC|plan|0|0 256 0 local 9 1 30000 '' organization:org_1
 --          -> {'admitted', '20', '19', '3660000', '20000', '19700', '61000'}
 -- Atomic: every write stands below the last check, so a refusal, a 'load' or a 'plan' leaves every key as it was.
 --
@@ -36,7 +39,8 @@
 local job, organization, plan_slug, model = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local worst, worst_tokens, now = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local explain = ARGV[11] == '1'
-local KEYS_BEFORE, ARGS_BEFORE = 15, 15
+local KEYS_BEFORE, ARGS_BEFORE = 16, 16
+local is_known = ARGV[16] ~= ''
 local PERIODS = {'daily', 'monthly'}
 
 local function int(value) return string.format('%.0f', value) end
@@ -271,7 +275,7 @@ end
 -- in flight: jobs whose hold has expired count no more
 for _, pair in ipairs({{'organization', KEYS[11], tonumber(plan[4])}, {'key', KEYS[12], limit_of(key[7])}}) do
   local whose, name, most = pair[1], pair[2], pair[3]
-  if name ~= '' and most then
+  if name ~= '' and most and not is_known then
     local in_flight = redis.call('ZCOUNT', name, '(' .. int(now), '+inf')
     local fits = in_flight < most
     if (explain or not fits)
@@ -280,19 +284,21 @@ for _, pair in ipairs({{'organization', KEYS[11], tonumber(plan[4])}, {'key', KE
 end
 
 -- the model's queue (aiscale/wire/lua/queue.lua): whether anybody works it off, and whether there is room
-local queue_limits = redis.call('HMGET', KEYS[3], 'max_queued', 'max_wait_s')
-local served_at, patience_ms = tonumber(redis.call('GET', KEYS[14]) or nil), tonumber(ARGV[15])
-local served = not served_at or patience_ms == 0 or now - served_at < patience_ms
-if (explain or not served) and refuses(served, 'backend_unavailable', 'unserved_ms', served_at and int(now - served_at) or '') then
-  return refusal
+if not is_known then
+  local queue_limits = redis.call('HMGET', KEYS[3], 'max_queued', 'max_wait_s')
+  local served_at, patience_ms = tonumber(redis.call('GET', KEYS[14]) or nil), tonumber(ARGV[15])
+  local served = not served_at or patience_ms == 0 or now - served_at < patience_ms
+  if (explain or not served) and refuses(served, 'backend_unavailable', 'unserved_ms', served_at and int(now - served_at) or '') then
+    return refusal
+  end
+  local most_queued = math.min(limit_of(queue_limits[1]) or math.huge, tonumber(ARGV[10]))
+  local longest_ms = limit_of(queue_limits[2]) and limit_of(queue_limits[2]) * 1000
+  local queue = look_at_queue(KEYS[6], KEYS[13], now, tonumber(ARGV[13]), organization, ARGV[14], most_queued)
+  local overflow, again_in_ms = find_overflow(queue, most_queued, longest_ms)
+  if (explain or overflow) and refuses(not overflow, 'queue_full', 'why', overflow or '', 'waiting', int(queue.waiting),
+    'limit', int(most_queued), 'wait_ms', queue.wait_ms and int(queue.wait_ms) or '', 'longest_ms', longest_ms and int(longest_ms) or '',
+    'retry_ms', int(again_in_ms)) then return refusal end
 end
-local most_queued = math.min(limit_of(queue_limits[1]) or math.huge, tonumber(ARGV[10]))
-local longest_ms = limit_of(queue_limits[2]) and limit_of(queue_limits[2]) * 1000
-local queue = look_at_queue(KEYS[6], KEYS[13], now, tonumber(ARGV[13]), organization, ARGV[14], most_queued)
-local overflow, again_in_ms = find_overflow(queue, most_queued, longest_ms)
-if (explain or overflow) and refuses(not overflow, 'queue_full', 'why', overflow or '', 'waiting', int(queue.waiting),
-  'limit', int(most_queued), 'wait_ms', queue.wait_ms and int(queue.wait_ms) or '', 'longest_ms', longest_ms and int(longest_ms) or '',
-  'retry_ms', int(again_in_ms)) then return refusal end
 
 -- the budgets: the whole worst case fits into each of them, or nothing is held; holds that have expired count no more
 for _, scope in ipairs(scopes) do
@@ -318,10 +324,11 @@ for _, scope in ipairs(scopes) do
   if scope.budgets then redis.call('HSET', scope.spend, 'held_nanousd', scope.held + worst) end
 end
 for _, name in ipairs({KEYS[11], KEYS[12]}) do
-  if name ~= '' then
+  if name ~= '' and not is_known then
     if #own.expired > 0 then redis.call('ZREMRANGEBYSCORE', name, '-inf', now) end
     redis.call('ZADD', name, ARGV[8], job)
   end
 end
 for _, w in ipairs(windows) do count(w, w.amount) end
+if is_known then redis.call('XADD', KEYS[16], '*', '0', ARGV[16]) end
 return admitted()

@@ -140,6 +140,7 @@ def test_a_plans_money_is_in_dollars_and_reaches_the_gate(browser: Client, cast:
         "tokens_per_minute": "",
         "max_output_tokens": 10,
         "cache_scope": "organization",
+        "cached_price_percent": "25",
         "priority": 9,
         "weight": 2,
         "moderation": "flag",

@@ -77,7 +77,10 @@ async def test_a_client_that_leaves_cancels_its_job(cast: Cast, redis_url: str) 
 
 async def test_leaving_before_the_whole_answer_cancels_too(cast: Cast, redis_url: str) -> None:
     exchange = ask(cast, max_tokens=4000)
-    await asyncio.sleep(0.5)
+    client = Redis.from_url(redis_url)
+    while not list(client.scan_iter(keys.job_record("*"))):
+        assert not exchange.task.done()
+        await asyncio.sleep(0.05)
     exchange.leave()
     await exchange.task
     [end] = await find_finished(redis_url)

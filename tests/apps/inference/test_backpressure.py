@@ -13,6 +13,7 @@ from aiscale.errors import AiscaleError, Code
 from aiscale.wire import keys
 from apps.accounts.callers import on_thread
 from apps.inference import completions
+from apps.inference.cache import policy
 from apps.inference.completions import CompletionRequest, Run
 from apps.inference.prompts import ChatMessage
 from apps.spend.admission import Ask, run_gate
@@ -41,6 +42,7 @@ async def start(cast: Cast) -> Run:
         messages=[ChatMessage(role="user", content="Hello")],
         max_tokens=TOKENS,
         temperature=0.0,
+        cache=policy.NOTHING,
     )
     return await completions.start(request, cast.caller)
 

@@ -12,6 +12,7 @@ from aiscale.wire import codec, keys
 from aiscale.wire.broker import broker_list
 from aiscale.wire.events import Delta, Event, Finished, Started
 from apps.inference import completions, queue, reaper, replies
+from apps.inference.cache import policy
 from apps.inference.completions import CompletionRequest, Run
 from apps.inference.prompts import ChatMessage
 from tests.apps.conftest import Cast
@@ -31,6 +32,7 @@ async def start(cast: Cast, **changes: Any) -> Run:
         "messages": [ChatMessage(role="user", content="Hello")],
         "max_tokens": 5,
         "temperature": 0.0,
+        "cache": policy.NOTHING,
     } | changes
     return await completions.start(CompletionRequest(**values), cast.caller)
 

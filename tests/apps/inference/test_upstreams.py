@@ -108,6 +108,7 @@ def ask(cast: Cast, **changes: Any) -> Exchange:
         "messages": [{"role": "user", "content": "Hello"}],
         "max_tokens": 5,
         "temperature": 0,
+        "cache": {"no-cache": True, "no-store": True},
     }
     return Exchange("POST", "/v1/chat/completions", key=cast.raw, value=value | changes)
 

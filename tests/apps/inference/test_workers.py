@@ -19,6 +19,7 @@ from aiscale.wire.codec import decode_event
 from aiscale.wire.events import Event, Finished, Started
 from apps.accounts.callers import on_thread
 from apps.inference import completions, embeddings, presence, reaper
+from apps.inference.cache import policy
 from apps.inference.completions import CompletionRequest, Run
 from apps.inference.embeddings import EmbeddingRequest
 from apps.inference.prompts import ChatMessage
@@ -92,6 +93,7 @@ async def start(cast: Cast, max_tokens: int) -> Run:
         messages=[ChatMessage(role="user", content="Hello")],
         max_tokens=max_tokens,
         temperature=0.0,
+        cache=policy.NOTHING,
     )
     return await completions.start(request, cast.caller)
 

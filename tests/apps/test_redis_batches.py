@@ -1,0 +1,64 @@
+"""Commands of many requests share trips; each gets its own answer or its own error."""
+
+import asyncio
+import os
+from typing import Any
+
+import pytest
+from redis.exceptions import RedisError, ResponseError
+
+from aiscale import redis as redis_clients
+
+
+async def test_each_command_gets_its_own_answer() -> None:
+    await asyncio.gather(*(redis_clients.execute("SET", f"batch:{n}", n) for n in range(500)))
+    values = await asyncio.gather(*(redis_clients.execute("GET", f"batch:{n}") for n in range(500)))
+    assert values == [str(n).encode() for n in range(500)]
+
+
+async def test_many_commands_make_few_trips() -> None:
+    client: Any = redis_clients.get_async()
+    batcher, trips = redis_clients.Batcher(client), 0
+    send = batcher._send
+
+    async def count(batch: Any) -> None:
+        nonlocal trips
+        trips += 1
+        await send(batch)
+
+    batcher._send = count  # type: ignore[method-assign]
+    await asyncio.gather(*(batcher.execute("PING") for _ in range(200)))
+    assert 1 <= trips <= 3
+
+
+async def test_an_error_is_its_own_commands_alone() -> None:
+    await redis_clients.execute("SET", "batch:text", "no number")
+    answers = await asyncio.gather(
+        redis_clients.execute("PING"),
+        redis_clients.execute("INCR", "batch:text"),
+        redis_clients.execute("PING"),
+        return_exceptions=True,
+    )
+    assert answers[0] == answers[2] == b"PONG" or answers[0] is True
+    assert isinstance(answers[1], ResponseError)
+
+
+async def test_who_leaves_disturbs_nobody() -> None:
+    tasks = [asyncio.create_task(redis_clients.execute("ECHO", str(n))) for n in range(20)]
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert list(answers[1::2]) == [str(n).encode() for n in range(1, 20, 2)]
+    assert await redis_clients.execute("ECHO", "after") == b"after"
+
+
+async def test_a_server_that_is_away_fails_all_that_wait(settings: Any) -> None:
+    settings.REDIS_URL = f"unix://{os.devnull}/nothing.sock"
+    answers = await asyncio.gather(*(redis_clients.execute("PING") for _ in range(10)), return_exceptions=True)
+    assert all(isinstance(answer, RedisError | OSError) for answer in answers)
+
+
+@pytest.fixture(autouse=True)
+def _clean(redis_url: str) -> None:
+    redis_clients.get_sync().flushall()
