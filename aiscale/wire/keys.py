@@ -165,7 +165,7 @@ def api_key(digest: str) -> str:
 
 
 def organization(organization_id: str) -> str:
-    """Hash: plan (slug), state (active|suspended)."""
+    """Hash: plan (slug), state (active|suspended), semantic_max_error_percent ('' = no semantic cache)."""
     return f"{PREFIX}org:{organization_id}"
 
 

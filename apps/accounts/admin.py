@@ -98,7 +98,17 @@ class OrganizationAdmin(RecordsMembers, Audited, ModelAdmin):  # type: ignore[mi
     list_filter = ["plan", "is_active"]
     search_fields = ["name", "=public_id", "memberships__user__email"]
     readonly_fields = ["public_id", "personal_of", "created_at", "updated_at"]
-    fields = ["name", "public_id", "plan", "is_active", "personal_of", "created_at", "updated_at"]
+    fields = [
+        "name",
+        "public_id",
+        "plan",
+        "is_active",
+        "semantic_cache",
+        "semantic_max_error_percent",
+        "personal_of",
+        "created_at",
+        "updated_at",
+    ]
     list_select_related = ["plan"]
     inlines = [MembershipInline, InvitationInline]
 

@@ -1,7 +1,9 @@
 """Answer ``/api/v1/organizations`` and what is below: members, invitations and keys, for programs."""
 
+from decimal import Decimal
 from typing import Any
 
+from django.db import transaction
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -28,6 +30,7 @@ from apps.accounts.serializers import (
     InvitationBody,
     KeyBody,
     OrganizationBody,
+    OrganizationChangeBody,
     RoleBody,
     TransferBody,
     describe_deleted,
@@ -69,14 +72,28 @@ class Organization(APIView):
     def get(self, request: Request, organization_id: str) -> Response:
         return Response(describe_organization(read_access(request, organization_id, Right.SEE_ORGANIZATION).place))
 
-    @document("Rename an organization", OrganizationShape, body=OrganizationBody, errors="400 409")
+    @document("Change an organization", OrganizationShape, body=OrganizationChangeBody, errors="400 409")
     def patch(self, request: Request, organization_id: str) -> Response:
+        """All that is named, or nothing. What is left out stays as it is."""
         access = read_access(request, organization_id, Right.RENAME)
-        name = _read(OrganizationBody, request)["name"]
-        access.place.organization.name = organizations.rename(
-            access.user, access.organization, name, actor=access.actor
-        ).name
-        return Response(describe_organization(access.place))
+        values = _read(OrganizationChangeBody, request)
+        if not values:
+            raise AiscaleError(Code.INVALID_REQUEST, "Name at least one thing to change, such as name.", param="name")
+        percent = values.get("semantic_max_error_percent")
+        with transaction.atomic():
+            place, changed = access.place, access.organization
+            if "name" in values:
+                changed = organizations.rename(access.user, changed, values["name"], actor=access.actor)
+            if "semantic_cache" in values or percent is not None:
+                changed = organizations.set_semantic_cache(
+                    access.user,
+                    changed,
+                    values.get("semantic_cache", changed.semantic_cache),
+                    None if percent is None else Decimal(str(percent)),
+                    actor=access.actor,
+                )
+            place.organization = changed
+        return Response(describe_organization(place))
 
     @document("Delete an organization", DeletedShape, errors="400 409")
     def delete(self, request: Request, organization_id: str) -> Response:

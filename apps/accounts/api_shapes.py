@@ -26,6 +26,10 @@ class OrganizationShape(Shape[Any]):
     plan = serializers.CharField()
     role = serializers.ChoiceField(choices=Role.choices, help_text="Your own role in it.")
     suspended = serializers.BooleanField()
+    semantic_cache = serializers.BooleanField(help_text="Whether alike questions share answers.")
+    semantic_max_error_percent = serializers.FloatField(
+        help_text="How many of all questions may be answered wrongly by that."
+    )
     created_at = serializers.IntegerField(help_text="Unix seconds, as all times.")
 
 

@@ -38,6 +38,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """What the key is kept to; empty: all that the plan allows. The gate reads the key's own copy."""
     lane: Literal["interactive", "batch"] = "interactive"
     """Whether somebody waits for the answer, or it is one of a bulk job: cheaper, and after all others."""
+    semantic_max_error_percent: float | None = None
+    """How often the answer to an alike question may be wrong; None: the organization wants no such answers."""
 
     def allows(self, model: str) -> bool:
         """Tell whether the key may use it. The plan is asked apart."""
@@ -139,7 +141,13 @@ async def _read_caller(digest: str) -> Caller | None:
     client: Any = redis_clients.get_async()
     try:
         fields = await client.hgetall(keys.api_key(digest))
-        plan = await client.hget(keys.organization(fields[b"organization_id"].decode()), "plan") if fields else None
+        plan, error_percent = (
+            await client.hmget(
+                keys.organization(fields[b"organization_id"].decode()), "plan", "semantic_max_error_percent"
+            )
+            if fields
+            else (None, None)
+        )
     except redis_clients.UNAVAILABLE as error:
         raise redis_clients.unavailable() from error
     if not fields or plan is None:
@@ -153,6 +161,7 @@ async def _read_caller(digest: str) -> Caller | None:
         key_digest=digest,
         plan=plan.decode(),
         models=() if text.get("models", "*") == "*" else tuple(text["models"].split(",")),
+        semantic_max_error_percent=float(error_percent) if error_percent else None,
     )
     if len(_known) >= CALLER_CACHE_MAX:
         _known.clear()

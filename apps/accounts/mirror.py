@@ -62,7 +62,13 @@ def announce_revoked(key: ApiKey) -> None:
 def publish_organization(organization: Organization) -> None:
     """Mirror one organization once the surrounding transaction commits. I/O: one Redis trip."""
     is_open = organization.is_active and organization.deleted_at is None
-    fields = {"plan": organization.plan.slug, "state": "active" if is_open else "suspended"}
+    fields = {
+        "plan": organization.plan.slug,
+        "state": "active" if is_open else "suspended",
+        "semantic_max_error_percent": str(organization.semantic_max_error_percent)
+        if organization.semantic_cache
+        else "",
+    }
     _publish(keys.organization(organization.public_id), fields, f"organization:{organization.public_id}")
 
 

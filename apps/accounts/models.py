@@ -1,10 +1,11 @@
 """Keep users, the organizations that pay for them, their plans and their keys."""
 
+from decimal import Decimal
 from typing import Any, ClassVar
 
 from django.contrib.auth.models import AbstractUser
 from django.contrib.auth.models import UserManager as DjangoUserManager
-from django.core.validators import MaxValueValidator
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Lower
@@ -215,6 +216,26 @@ class Organization(Row):
         User, on_delete=models.CASCADE, null=True, blank=True, related_name="personal_organization"
     )
     deleted_at = models.DateTimeField(null=True, blank=True, editable=False)
+    semantic_cache = models.BooleanField(
+        default=False, db_default=False, help_text="API chats that ask the same in other words share answers."
+    )
+    semantic_max_error_percent = models.DecimalField(
+        "wrong answers of the semantic cache, percent at most",
+        max_digits=3,
+        decimal_places=1,
+        default=Decimal("2.0"),
+        db_default=Decimal("2.0"),
+        validators=[MinValueValidator(Decimal("0.1")), MaxValueValidator(Decimal(10))],
+        help_text="Of all questions, 0.1 to 10.",
+    )
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="organization_semantic_error_is_possible",
+                condition=Q(semantic_max_error_percent__gte=Decimal("0.1"), semantic_max_error_percent__lte=10),
+            )
+        ]
 
     def __str__(self) -> str:
         return self.name

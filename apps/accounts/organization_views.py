@@ -1,6 +1,7 @@
 """Show organizations and their people. Another one's organization does not exist: 404, whatever is asked of it."""
 
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from functools import wraps
 from typing import Any
 
@@ -106,6 +107,23 @@ def show_organization(request: HttpRequest, place: Membership) -> HttpResponse:
         messages.success(request, "The organization has its new name.")
         return redirect("accounts:organization", place.organization.public_id)
     return render(request, "accounts/organization.html", describe_place(place))
+
+
+@require_POST
+@for_members(Right.SET_CACHE, back="accounts:organization")
+def set_semantic_cache(request: HttpRequest, place: Membership) -> HttpResponse:
+    """Let alike questions share answers, or not."""
+    is_on = request.POST.get("semantic_cache") == "on"
+    changed = organizations.set_semantic_cache(
+        _user(request),
+        place.organization,
+        is_on,
+        _read_percent(request.POST.get("max_error_percent", "")),
+        actor=audit.by_request(request),
+    )
+    words = f"share answers now, of which at most {changed.semantic_max_error_percent} % may be wrong"
+    messages.success(request, f"Alike questions {words if is_on else 'are each answered by the model now'}.")
+    return redirect("accounts:organization", place.organization.public_id)
 
 
 @require_http_methods(["GET", "HEAD"])
@@ -220,6 +238,16 @@ def delete(request: HttpRequest, place: Membership) -> HttpResponse:
         "key_count": organization.api_keys.filter(revoked_at=None).count(),
     }
     return render(request, "accounts/delete_organization.html", describe_place(place) | counts | {"error": error})
+
+
+def _read_percent(text: str) -> Decimal | None:
+    """Return what was written, also with a decimal comma; None when nothing was. Raises: AiscaleError (INVALID_REQUEST)."""
+    if not text.strip():
+        return None
+    try:
+        return organizations.check_error_percent(Decimal(text.strip()[:20].replace(",", ".")))
+    except InvalidOperation as error:
+        raise AiscaleError(Code.INVALID_REQUEST, "Write the rate of wrong answers as a number of percent.") from error
 
 
 def _user(request: HttpRequest) -> User:

@@ -4,6 +4,7 @@ Every user has one personal organization, which has no other members, and may be
 """
 
 import unicodedata
+from decimal import Decimal
 
 from django.db import IntegrityError, transaction
 from django.utils import timezone
@@ -16,6 +17,8 @@ from apps.accounts.plans import DEFAULT_PLAN, seed_plans
 from apps.accounts.roles import Right, Role
 
 NAME_CHARS = 120
+LEAST_ERROR_PERCENT, MOST_ERROR_PERCENT = Decimal("0.1"), Decimal(10)
+"""What may be said of how often the semantic cache may be wrong."""
 MAX_OWNED = 5
 """Shared organizations that one user may own. Each begins on the default plan with that plan's money, so they are no way to
 get more of it without end. An administrator can make somebody the owner of more."""
@@ -76,6 +79,46 @@ def rename(by: User, organization: Organization, name: str, *, actor: audit.Acto
         renamed.save(update_fields=["name", "updated_at"])
         record("organization.rename", renamed, actor or audit.by_user(by), before=before, after=name)
     return renamed
+
+
+def set_semantic_cache(
+    by: User,
+    organization: Organization,
+    is_on: bool,
+    max_error_percent: Decimal | None = None,
+    *,
+    actor: audit.Actor | None = None,
+) -> Organization:
+    """Say whether alike questions share answers, and how many of them may be wrong; None leaves that as it is.
+
+    It holds for requests within half a second. I/O: SQL, one Redis trip. Raises: AiscaleError (INVALID_REQUEST, PERMISSION_DENIED).
+    """
+    with transaction.atomic():
+        changed = lock_for(by, organization, Right.SET_CACHE).organization
+        before = describe_semantic_cache(changed)
+        changed.semantic_cache = is_on
+        if max_error_percent is not None:
+            changed.semantic_max_error_percent = check_error_percent(max_error_percent)
+        changed.save(update_fields=["semantic_cache", "semantic_max_error_percent", "updated_at"])
+        after = describe_semantic_cache(changed)
+        if before != after:
+            record("organization.semantic_cache", changed, actor or audit.by_user(by), before=before, after=after)
+    return changed
+
+
+def check_error_percent(percent: Decimal) -> Decimal:
+    """Raise: AiscaleError (INVALID_REQUEST) for what is not 0.1 to 10 percent, in steps of 0.1."""
+    if not (percent.is_finite() and LEAST_ERROR_PERCENT <= percent <= MOST_ERROR_PERCENT and percent * 10 % 1 == 0):
+        raise AiscaleError(
+            Code.INVALID_REQUEST,
+            f"The rate of wrong answers is {LEAST_ERROR_PERCENT} to {MOST_ERROR_PERCENT} percent, in steps of 0.1.",
+            param="semantic_max_error_percent",
+        )
+    return percent
+
+
+def describe_semantic_cache(organization: Organization) -> str:
+    return f"on, at most {organization.semantic_max_error_percent} % wrong" if organization.semantic_cache else "off"
 
 
 def delete(by: User, organization: Organization, *, actor: audit.Actor | None = None) -> None:

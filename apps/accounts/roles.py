@@ -26,6 +26,7 @@ class Right(StrEnum):
     CHANGE_ROLES = "change roles"
     REMOVE_MEMBERS = "remove people"
     RENAME = "rename this organization"
+    SET_CACHE = "change how this organization's answers are cached"
     MANAGE_WEBHOOKS = "manage this organization's webhooks"
     REQUEST_PLAN = "ask for another plan or budget"
     TRANSFER = "hand this organization over"
@@ -45,6 +46,7 @@ _WRITTEN = {
     Right.CHANGE_ROLES: "owner admin",
     Right.REMOVE_MEMBERS: "owner admin",
     Right.RENAME: "owner admin",
+    Right.SET_CACHE: "owner admin",
     Right.MANAGE_WEBHOOKS: "owner admin",
     Right.REQUEST_PLAN: "owner billing",
     Right.TRANSFER: "owner",

@@ -8,6 +8,7 @@ from rest_framework import serializers
 from apps.accounts import key_limits
 from apps.accounts.keys import MAX_MODELS, MAX_NUMBER, NAME_CHARS, PREFIX, KeyTerms
 from apps.accounts.models import ApiKey, Invitation, Membership
+from apps.accounts.organizations import LEAST_ERROR_PERCENT, MOST_ERROR_PERCENT
 from apps.accounts.roles import Role
 
 
@@ -36,6 +37,19 @@ class UnixTime(serializers.IntegerField):
 
 class OrganizationBody(Body):
     name = serializers.CharField(max_length=1000, help_text="1 to 120 characters.")
+
+
+class OrganizationChangeBody(Body):
+    name = serializers.CharField(max_length=1000, required=False, help_text="1 to 120 characters.")
+    semantic_cache = serializers.BooleanField(
+        required=False, help_text="Whether chats that ask the same in other words share answers."
+    )
+    semantic_max_error_percent = serializers.FloatField(
+        required=False,
+        min_value=float(LEAST_ERROR_PERCENT),
+        max_value=float(MOST_ERROR_PERCENT),
+        help_text="How many of all questions may get a wrong answer by that, 0.1 to 10, in steps of 0.1.",
+    )
 
 
 class RoleBody(Body):
@@ -86,6 +100,8 @@ def describe_organization(place: Membership) -> dict[str, Any]:
         "plan": organization.plan.slug,
         "role": place.role,
         "suspended": not organization.is_active,
+        "semantic_cache": organization.semantic_cache,
+        "semantic_max_error_percent": float(organization.semantic_max_error_percent),
         "created_at": int(organization.created_at.timestamp()),
     }
 

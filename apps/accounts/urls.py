@@ -8,6 +8,7 @@ app_name = "accounts"
 
 _organization = [
     path("", organization_views.show_organization, name="organization"),
+    path("semantic-cache/", organization_views.set_semantic_cache, name="semantic_cache"),
     path("switch/", organization_views.switch, name="switch"),
     path("leave/", organization_views.leave, name="leave"),
     path("delete/", organization_views.delete, name="delete_organization"),

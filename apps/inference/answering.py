@@ -1,8 +1,8 @@
 """Answer a completion from the cache, from an identical one that runs already, or by having it computed.
 
 What is drawn by chance is computed each time, unless the caller asks for the cache; so are answers with a log, and those to requests with
-tools. An answer that is known passes the gate like any
-other request, at the plan's price for cached answers; its end goes to settlement in the same step (`cache.telling`).
+tools. Where an organization wishes it, the answer to an alike question will do (`cache.semantic`). An answer that is known passes the
+gate like any other request, at the plan's price for cached answers; its end goes to settlement in the same step (`cache.telling`).
 """
 
 import logging
@@ -17,7 +17,7 @@ from aiscale.wire.jobs import Sampling
 from apps.accounts import callers
 from apps.accounts.callers import Caller, PlanLimits
 from apps.inference import completions, lanes
-from apps.inference.cache import generations, policy, telling
+from apps.inference.cache import generations, policy, semantic, telling
 from apps.inference.cache.entries import Answer, Level, Piece, decode_answer, derive_key, encode_answer
 from apps.inference.cache.flights import get_flights
 from apps.inference.cache.policy import Policy
@@ -35,8 +35,8 @@ FLIGHT_PATIENCE_S = 120.0
 async def start(request: CompletionRequest, caller: Caller, model: CatalogModel) -> Run:
     """Answer from the cache, or as `completions.compute`.
 
-    I/O: one Redis trip more for what may be cached; for what level 1 does not know one more, and one SQL statement. Raises: as
-    `completions.start`.
+    I/O: one Redis trip more for what may be cached; for what level 1 does not know one more, and one SQL statement; then as
+    `semantic.look` for those who wish that. Raises: as `completions.start`.
     """
     plan = await callers.get_plan(caller.plan)
     chosen = (
@@ -46,7 +46,8 @@ async def start(request: CompletionRequest, caller: Caller, model: CatalogModel)
             request.cache, deterministic=is_deterministic(request), plan_scope=plan.cache_scope, caller=caller
         )
     )
-    if chosen.is_off:
+    takes_alike = semantic.is_wished(request, caller, plan)
+    if chosen.is_off and not takes_alike:
         return await completions.compute(request, caller, model)
     prepared = await completions.prepare(request, caller, model) if model.upstream is None else None
     if prepared is not None:
@@ -62,7 +63,14 @@ async def start(request: CompletionRequest, caller: Caller, model: CatalogModel)
         answer = None if found is None else _read(found.value)
         if found is not None and answer is not None:
             return await tell(request, caller, priced, plan, answer, found.level)
-    return await _fly(Question(request, caller, model, priced, plan, prepared, key, chosen))
+    asked = await semantic.look(request, caller, priced, plan, generation) if takes_alike else None
+    question = Question(request, caller, model, priced, plan, prepared, key, chosen, asked)
+    if asked is not None and asked.nearest is not None and asked.nearest.is_given:
+        told = await question.tell_alike(asked.nearest.value)
+        if told is not None:
+            told.headers[semantic.HEADER] = f"{asked.nearest.similarity:.4f}"
+            return told
+    return await _fly(question)
 
 
 def is_deterministic(request: CompletionRequest) -> bool:
@@ -155,12 +163,23 @@ class Question(NamedTuple):
     prepared: Prepared | None
     key: bytes
     policy: Policy
+    asked: semantic.Asked | None = None
+    """What was looked for among alike questions: the answer will teach it."""
 
     async def tell(self, value: bytes | None, level: Level) -> "Told | None":
         answer = None if value is None else _read(value)
         if answer is None:
             return None
         return await tell(self.request, self.caller, self.priced, self.plan, answer, level)
+
+    async def tell_alike(self, value: bytes) -> "Told | None":
+        """Tell another question's answer; the prompt is this one's."""
+        answer = _read(value)
+        if answer is None:
+            return None
+        if self.prepared is not None:
+            answer = msgspec.structs.replace(answer, prompt_tokens=len(self.prepared.prompt))
+        return await tell(self.request, self.caller, self.priced, self.plan, answer, "semantic")
 
 
 async def _fly(question: Question) -> Run:
@@ -252,6 +271,7 @@ class AnswerKeeper:
         self._key = question.key
         self._model = question.priced
         self._scope = question.policy.scope
+        self._asked = question.asked if question.request.cache.write else None
         self._texts: dict[int, list[str]] = {}
         self._logprobs: dict[int, list[Any]] = {}
         self._ends: dict[int, Literal["stop", "length"]] = {}
@@ -276,10 +296,13 @@ class AnswerKeeper:
     async def _end(self, event: Finished) -> None:
         is_good = event.finish_reason in ("stop", "length")
         is_ours = (event.model, event.model_version) == (self._model.slug, self._model.version)
-        if not (is_good and is_ours and self.keeps):
+        answer = self._make_answer(event) if is_good and is_ours else None
+        if answer is not None and self._asked is not None:
+            semantic.learn(self._asked, answer)
+        if answer is None or not self.keeps:
             await self.close()
             return
-        value = encode_answer(self._make_answer(event))
+        value = encode_answer(answer)
         store = get_store()
         await store.keep_many({self._key: value}, model=self._model.slug, scope=self._scope)
         if not self._landed:

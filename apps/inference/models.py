@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 
 from django.db import models
 from django.utils import timezone
+from pgvector.django import CosineDistance, VectorField
 
 from aiscale import sealing
 from aiscale.db import Row
@@ -204,3 +206,64 @@ class CacheGeneration(models.Model):
 
     def __str__(self) -> str:
         return f"{self.scope}: {self.number}"
+
+
+class SemanticEntryQuerySet(models.QuerySet["SemanticEntry"]):
+    def find_nearest(self, place: dict[str, Any], vector: Any) -> "SemanticEntry | None":
+        """Return the entry whose prompt is most alike, with its ``similarity``, of exactly this place: its organization, model, version
+        and context. I/O: one SQL statement, which looks at each entry of the place and at no other."""
+        here = self.filter(**place, expires_at__gt=timezone.now())
+        return here.annotate(similarity=1.0 - CosineDistance("vector", vector)).order_by("-similarity").first()
+
+    def delete_expired(self, limit: int = 5_000) -> int:
+        """Delete some of what has expired. I/O: one SQL statement. Returns how many rows went."""
+        expired = self.filter(expires_at__lte=timezone.now()).values("pk")[:limit]
+        return self.filter(pk__in=expired).delete()[0]
+
+    def trim(self, most: int) -> None:
+        """Keep the newest ``most`` of each organization. I/O: SQL."""
+        counted = self.values("organization_id").annotate(entries=models.Count("pk")).filter(entries__gt=most)
+        for organization_id in counted.values_list("organization_id", flat=True):
+            own = self.filter(organization_id=organization_id)
+            oldest_kept = own.order_by("-pk").values_list("pk", flat=True)[most - 1]
+            own.filter(pk__lt=oldest_kept).delete()
+
+
+class SemanticEntry(models.Model):
+    """Hold an answer that is given again to prompts which are alike (`apps.inference.cache.semantic`), and what it taught.
+
+    ``context`` stands for all of the request but its last message; ``vector`` is that message. What was asked is not kept.
+    """
+
+    organization_id = models.CharField(max_length=40)
+    model = models.CharField(max_length=100)
+    version = models.CharField(max_length=64)
+    context = models.BinaryField(max_length=32)
+    vector = VectorField(dimensions=384)
+    value = models.BinaryField()
+    observations = models.JSONField(default=list)
+    """[similarity, whether it was right], the oldest first."""
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField(db_index=True)
+
+    objects = SemanticEntryQuerySet.as_manager()
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["organization_id", "model", "version", "context"], name="semantic_entry_by_place")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.organization_id} {self.pk}"
+
+
+class SemanticAccount(models.Model):
+    """Count an organization's semantic look-ups, the risk that its reuses took, and what its entries taught together (``prior``)."""
+
+    organization_id = models.CharField(max_length=40, primary_key=True)
+    lookups = models.FloatField(default=0.0)
+    spent = models.FloatField(default=0.0)
+    prior = models.BinaryField(default=bytes)
+
+    def __str__(self) -> str:
+        return self.organization_id

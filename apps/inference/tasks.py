@@ -3,7 +3,7 @@
 from celery import shared_task
 
 from apps.inference import traffic
-from apps.inference.cache import generations
+from apps.inference.cache import generations, lessons
 from apps.inference.models import CachedAnswer
 
 EXPIRED_AT_ONCE = 5_000
@@ -23,10 +23,11 @@ def watch_canaries() -> None:
 
 @shared_task(name="aiscale.inference.tidy_cache", ignore_result=True)
 def tidy_cache() -> None:
-    """Bring Redis's copy of the purges up to date, and delete what has expired. Idempotent; no retries: the next run comes in a minute.
+    """Bring Redis's copy of the purges up to date, tidy, and learn. Idempotent; no retries: the next run comes in a minute.
 
     I/O: SQL, one Redis trip.
     """
     generations.restore()
     while CachedAnswer.objects.delete_expired(EXPIRED_AT_ONCE) == EXPIRED_AT_ONCE:
         pass
+    lessons.tidy()

@@ -18,7 +18,7 @@ from aiscale.errors import AiscaleError, Code
 from aiscale.wire import keys
 from apps.accounts import audit
 from apps.accounts.callers import on_thread
-from apps.inference.models import CachedAnswer, CacheGeneration
+from apps.inference.models import CachedAnswer, CacheGeneration, SemanticEntry
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ async def _restore_once() -> None:
 
 
 def purge(scope: str, *, by: audit.Actor, reason: str = "") -> int:
-    """Forget every answer of ``scope``, from the end of the surrounding transaction on. Returns how many rows of level 3 went.
+    """Forget every answer of ``scope``, from the end of the surrounding transaction on. Returns how many rows went.
 
     I/O: SQL, one Redis trip. Raises: AiscaleError (INVALID_REQUEST) for a scope of no known form.
     """
@@ -77,7 +77,10 @@ def purge(scope: str, *, by: audit.Actor, reason: str = "") -> int:
         rows = CachedAnswer.objects.all()
         if kind != "site":
             rows = rows.filter(model=name) if kind == "model" else rows.filter(scope__startswith=scope)
-        deleted, _ = rows.delete()
+        alike = SemanticEntry.objects.all()
+        if kind != "site":
+            alike = alike.filter(model=name) if kind == "model" else alike.filter(organization_id=name)
+        deleted = rows.delete()[0] + alike.delete()[0]
         audit.record("cache.purge", target=scope, by=by, reason=reason, details={"rows": deleted})
         transaction.on_commit(_announce)
     return deleted

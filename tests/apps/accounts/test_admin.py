@@ -169,7 +169,7 @@ def test_a_models_price_is_in_dollars_a_million(browser: Client) -> None:
 def test_an_organization_moves_to_another_plan(browser: Client, cast: Cast, redis_url: str) -> None:
     pro = Plan.objects.get(slug="pro")
     url = reverse("admin:accounts_organization_change", args=[cast.organization.pk])
-    values = {"name": "Ada's", "plan": pro.pk}
+    values = {"name": "Ada's", "plan": pro.pk, "semantic_max_error_percent": "2.0"}
     for inline in ("memberships", "invitations"):
         values |= {f"{inline}-TOTAL_FORMS": 0, f"{inline}-INITIAL_FORMS": 0}
     assert browser.post(url, values | {"is_active": "on"}).status_code == 302
@@ -183,7 +183,13 @@ def test_members_change_in_the_admin_as_on_the_pages(browser: Client, cast: Cast
     member = Membership.objects.create(user=bob, organization=place.organization, role="member")
     key, _ = create_key(place.organization, bob)
     url = reverse("admin:accounts_organization_change", args=[place.organization.pk])
-    values = {"name": "Acme", "plan": place.organization.plan_id, "is_active": "on", "memberships-TOTAL_FORMS": 2}
+    values = {
+        "name": "Acme",
+        "semantic_max_error_percent": "2.0",
+        "plan": place.organization.plan_id,
+        "is_active": "on",
+        "memberships-TOTAL_FORMS": 2,
+    }
     values |= {"memberships-INITIAL_FORMS": 2, "invitations-TOTAL_FORMS": 0, "invitations-INITIAL_FORMS": 0}
     for number, (row, role) in enumerate(((place, "owner"), (member, "member"))):
         for name, value in (("id", row.pk), ("organization", place.organization.pk), ("user", row.user_id)):
