@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up test lint check bench-gate bench-encoder bench-moderation bench-engine clean
+.PHONY: help up test lint check bench-gate bench-encoder bench-moderation bench-semantic bench-engine clean
 PYTHON ?= python3
 # extras of pyproject.toml, for example: make up EXTRAS=gpu
 EXTRAS ?=
@@ -47,6 +47,10 @@ bench-encoder: ## measure embeddings: texts a second beside a plain ONNX Runtime
 bench-moderation: ## measure what the moderation model finds, on data that others published
 	@$(PYTHON) deploy/install.py
 	@PYTHONPATH=. .venv/bin/python deploy/bench/moderation.py
+
+bench-semantic: ## measure the semantic cache: hits and errors beside one threshold for all
+	@$(PYTHON) deploy/install.py
+	@PYTHONPATH=. .venv/bin/python deploy/bench/semantic.py
 
 clean: ## delete what was installed and cached; data in .data stays
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
