@@ -28,11 +28,11 @@ def claude(healthy: Stack, api_key: str) -> Iterator[anthropic.Anthropic]:
 
 def test_anthropics_client(claude: anthropic.Anthropic) -> None:
     said: list[anthropic.types.MessageParam] = [{"role": "user", "content": QUESTION}]
-    answer = claude.messages.create(model=CHAT_MODEL, max_tokens=40, messages=said, extra_body=GREEDY)
+    anew = {**GREEDY, "cache": {"no-cache": True}}
+    answer = claude.messages.create(model=CHAT_MODEL, max_tokens=40, messages=said, extra_body=anew)
     assert answer.content[0].type == "text" and "Paris" in answer.content[0].text
     assert answer.stop_reason == "end_turn" and answer.usage.output_tokens > 1
     assert answer._request_id and answer._request_id.startswith("req_")
-    anew = {**GREEDY, "cache": {"no-cache": True}}
     with claude.messages.stream(model=CHAT_MODEL, max_tokens=40, messages=said, extra_body=anew) as stream:
         pieces = list(stream.text_stream)
         final = stream.get_final_message()
