@@ -88,9 +88,15 @@ class Batcher:
 
     async def _execute_alone(self, command: tuple[Any, ...]) -> Any:
         self._under_way += 1
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task is not None else 0
         try:
             async with asyncio.timeout(BATCH_TIMEOUT_S):
-                return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+                answer = await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+            if task is not None and task.cancelling() > cancels:
+                # the client's own retries swallowed it
+                raise asyncio.CancelledError
+            return answer
         except TimeoutError as error:
             raise RedisTimeoutError("Redis does not answer") from error
         finally:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from asgiref.sync import sync_to_async
+from django.db import connection
 from django.utils import timezone
 from redis import Redis
 
@@ -178,8 +180,7 @@ async def test_an_unknown_cache_option_is_refused_by_name(cast: Cast) -> None:
     assert refused.status == 400 and b"cache" in refused.body  # type: ignore[attr-defined]
 
 
-async def test_whatever_changes_the_answer_is_another_request_c2(cast: Cast) -> None:
-    """C2: the key holds all that the answer depends on."""
+async def test_whatever_changes_the_answer_is_another_request(cast: Cast) -> None:
     await ask(cast.raw, chat())
     others = [
         chat("What is cached"),
@@ -228,8 +229,8 @@ async def test_a_purge_empties_all_levels_at_once(cast: Cast, scope: str) -> Non
     assert level(await ask(cast.raw, chat())) == "l1"
 
 
-async def test_identical_requests_at_once_are_computed_once_c3(cast: Cast) -> None:
-    """C3: single flight. One is computed; the others are told what came out, at the cached price."""
+async def test_identical_requests_at_once_are_computed_once(cast: Cast) -> None:
+    """One is computed; the others are told what came out, at the cached price."""
     answers = await asyncio.gather(*(ask(cast.raw, chat(stream=index % 2 == 0)) for index in range(12)))
     assert sorted(filter(None, map(level, answers))) == ["l1"] * 11 + ["miss"]
     rows = await wait_usage(12)
@@ -286,6 +287,37 @@ async def test_a_hit_passes_the_gate(cast: Cast) -> None:
     await asyncio.sleep(0)
     last = [await ask(cast.raw, chat()) for _ in range(3)]
     assert [exchange.status for exchange in last] == [200, 429, 429]
+
+
+async def test_what_tools_or_a_stored_conversation_gave_is_not_cached_c4(cast: Cast) -> None:
+    """C4: such an answer may hold what others have no right to read; it is computed each time, for whoever asks."""
+    stored = {"model": CHAT, "input": "Hello", "max_output_tokens": 4, "temperature": 0}
+    for _ in range(2):
+        assert level(await ask(cast.raw, stored, "/v1/responses")) is None
+    assert not await sync_to_async(CachedAnswer.objects.exists)()
+    assert [level(await ask(cast.raw, {**stored, "store": False}, "/v1/responses")) for _ in range(2)] == ["miss", "l1"]
+
+
+async def test_many_at_once_take_no_thread_and_no_connection_each_d1_d4(cast: Cast) -> None:
+    """D1, D4: sixty requests at once, none known, add neither a thread nor a database connection each."""
+
+    def count_connections() -> int:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+            return int(cursor.fetchone()[0])
+
+    async def embed(number: int) -> int:
+        return (await ask(cast.raw, {"model": EMBED, "input": f"text {number}"}, "/v1/embeddings")).status
+
+    assert await embed(-1) == 200
+    requests = asyncio.gather(*(embed(number) for number in range(60)))
+    most_threads = most_connections = 0
+    while not requests.done():
+        most_threads = max(most_threads, threading.active_count())
+        most_connections = max(most_connections, await sync_to_async(count_connections)())
+        await asyncio.sleep(0.02)
+    assert set(await requests) == {200}
+    assert most_threads < 50 and most_connections < 30
 
 
 async def test_a_redis_that_is_away_is_a_miss_of_level_2(cast: Cast) -> None:

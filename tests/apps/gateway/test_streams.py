@@ -173,7 +173,7 @@ async def test_a_revoked_key_ends_what_it_streams(cast: Cast) -> None:
     await on_thread(lambda: revoke_key(cast.key))
     events = read_events(await call.read())
     [refusal] = [event["error"] for event in events if "error" in event]
-    assert refusal["code"] == "killed" and "key was revoked" in refusal["message"]
+    assert refusal["code"] == "key_revoked" and "key was revoked" in refusal["message"]
     assert len(events) < 1000, "it would go on for 2000 tokens"
 
 
