@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up test lint check bench-gate bench-encoder bench-moderation bench-semantic bench-engine clean
+.PHONY: help up test lint check loadtest bench-gate bench-gateway bench-encoder bench-moderation bench-semantic bench-engine clean
 PYTHON ?= python3
 # extras of pyproject.toml, for example: make up EXTRAS=gpu
 EXTRAS ?=
@@ -39,6 +39,10 @@ bench-engine: ## measure generation beside llama.cpp: tokens a second, prefill, 
 bench-gateway: ## measure the gateway: known answers as fast as they go, and a mixed load at 1,000 a second
 	@$(PYTHON) deploy/install.py
 	@PYTHONPATH=. .venv/bin/python deploy/bench/gateway.py
+
+loadtest: ## load everything with Locust: requests a second, latency, hits, CPU by process
+	@$(PYTHON) deploy/install.py bench
+	@PYTHONPATH=. .venv/bin/python deploy/bench/loadtest.py
 
 bench-encoder: ## measure embeddings: texts a second beside a plain ONNX Runtime loop
 	@$(PYTHON) deploy/install.py

@@ -42,7 +42,7 @@ VOCABULARY = 60_000
 SETTLE_TIMEOUT_S = 120
 CONNECTIONS = 256
 
-_SET_UP = """
+SET_UP = """
 import json
 from apps.accounts.models import Plan, User
 from apps.accounts.keys import create_key
@@ -72,6 +72,7 @@ class Stack:
     port: int
     process: subprocess.Popen[str]
     environ: dict[str, str]
+    answered: int = 0
 
     def run(self, code: str, word: str) -> str:
         """Run code in the product's own shell, and return what it printed after ``word``."""
@@ -100,7 +101,7 @@ def main() -> None:
     options = parser.parse_args()
     stack = bring_up()
     try:
-        keys = json.loads(stack.run(_SET_UP % (PLANS, KEYS_PER_PLAN), "KEYS"))
+        keys = json.loads(stack.run(SET_UP % (PLANS, KEYS_PER_PLAN), "KEYS"))
         is_good = asyncio.run(measure(stack, keys, options))
     finally:
         stack.process.send_signal(signal.SIGINT)
@@ -206,7 +207,12 @@ def show(title: str, result: Result, before: dict[str, float], after: dict[str, 
     )
     print(f"  hits {100 * hits / max(result.count, 1):.1f} %  by level: {dict(result.levels)}")
     print(f"  statuses {dict(result.statuses)}   broken {result.broken}   late {result.late}")
-    used = {name: (after[name] - before[name]) / result.elapsed_s for name in after}
+    show_cores(before, after, result.elapsed_s)
+
+
+def show_cores(before: dict[str, float], after: dict[str, float], elapsed_s: float) -> None:
+    """Print how many cores each process kept busy."""
+    used = {name: (after[name] - before[name]) / elapsed_s for name in after}
     print("  cores: " + ", ".join(f"{name} {cores:.2f}" for name, cores in used.items()))
 
 
