@@ -14,6 +14,7 @@ import redis.asyncio as aioredis
 from django.conf import settings
 from redis import Redis
 from redis.backoff import ExponentialBackoff
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -49,8 +50,16 @@ def get_async() -> aioredis.Redis:
         pool = aioredis.BlockingConnectionPool.from_url(
             settings.REDIS_URL, max_connections=MAX_CONNECTIONS, timeout=POOL_TIMEOUT_S, **_async_options()
         )
+        pool.connection_class = _pack_faster(pool.connection_class)  # type: ignore[arg-type]
         client = _clients[loop] = aioredis.Redis.from_pool(pool)
     return client
+
+
+@cache
+def _pack_faster(kind: type[Any]) -> Any:
+    """Return a kind of connection that writes commands with hiredis, as redis-py's synchronous connections do: a tenth of the time."""
+    pack = HiredisRespSerializer().pack
+    return type(f"Fast{kind.__name__}", (kind,), {"pack_command": lambda _, *command: pack(*command)})
 
 
 def get_async_reader() -> aioredis.Redis:

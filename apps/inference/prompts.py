@@ -262,6 +262,9 @@ def _render(reader: Reader, turns: list[dict[str, Any]], tools: list[dict[str, A
 
 
 def _encode_texts(reader: Reader, texts: list[str]) -> list[list[int]]:
+    if len(texts) == 1:
+        # a batch wakes threads, which costs ten times what a short text does
+        return [reader.plain.encode(texts[0]).ids]
     return [encoding.ids for encoding in reader.plain.encode_batch(texts)]
 
 
