@@ -6,7 +6,7 @@ One asynchronous client per event loop, one synchronous client per process. Both
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from functools import cache
 from typing import Any
 
@@ -97,15 +97,9 @@ class Batcher:
 
     async def _execute_alone(self, command: tuple[Any, ...]) -> Any:
         self._under_way += 1
-        task = asyncio.current_task()
-        cancels = task.cancelling() if task is not None else 0
         try:
             async with asyncio.timeout(BATCH_TIMEOUT_S):
-                answer = await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
-            if task is not None and task.cancelling() > cancels:
-                # the client's own retries swallowed it
-                raise asyncio.CancelledError
-            return answer
+                return await heed_cancel(self._client.execute_command(*command))  # type: ignore[no-untyped-call]
         except TimeoutError as error:
             raise RedisTimeoutError("Redis does not answer") from error
         finally:
@@ -192,9 +186,23 @@ async def run_script_async(name: str, keys: Sequence[str], values: Sequence[str 
     """Run a script of the wire with the running loop's client. I/O, Raises: as `run_script`."""
     client: Any = get_async()
     try:
-        return await client.evalsha(digest_script(name), len(keys), *keys, *values)
+        return await heed_cancel(client.evalsha(digest_script(name), len(keys), *keys, *values))
     except NoScriptError:
-        return await client.eval(read_script(name), len(keys), *keys, *values)
+        return await heed_cancel(client.eval(read_script(name), len(keys), *keys, *values))
+
+
+async def heed_cancel(command: Awaitable[Any]) -> Any:
+    """Await a command, and be cancelled when somebody asked for that meanwhile.
+
+    Before Python 3.12 `asyncio.wait_for`, with which redis-py sends, forgets a cancellation that comes as it ends: who left would be
+    served on (S2).
+    """
+    task = asyncio.current_task()
+    asked_before = task.cancelling() if task is not None else 0
+    answer = await command
+    if task is not None and task.cancelling() > asked_before:
+        raise asyncio.CancelledError
+    return answer
 
 
 def unavailable() -> AiscaleError:
@@ -213,6 +221,7 @@ __all__ = [
     "get_async",
     "get_async_reader",
     "get_sync",
+    "heed_cancel",
     "read_script",
     "run_script",
     "run_script_async",

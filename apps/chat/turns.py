@@ -125,14 +125,16 @@ def find_answer(user_id: str, message_id: str) -> Message | None:
 def _begin(
     user_id: str, conversation_id: str | None, model: str, text: str, client_id: str, organization_id: str | None = None
 ) -> Turn:
-    user = User.objects.filter(public_id=user_id, is_active=True).first()
-    if user is None:
-        raise AiscaleError(Code.ACCOUNT_INACTIVE, "This account is not active. Ask the administrator of this service.")
     client_key = f"{user_id}:{client_id}"
-    if (known := _find_known(client_key)) is not None:
-        return known
     try:
         with transaction.atomic():
+            # locked against a deletion of the account at the same moment, which would leave this turn behind
+            user = User.objects.select_for_update(no_key=True).filter(public_id=user_id, is_active=True).first()
+            if user is None:
+                message = "This account is not active. Ask the administrator of this service."
+                raise AiscaleError(Code.ACCOUNT_INACTIVE, message)
+            if (known := _find_known(client_key)) is not None:
+                return known
             conversation, position = _open(user, conversation_id, model, text, organization_id)
             return _write(conversation, position, text, client_key)
     except IntegrityError:

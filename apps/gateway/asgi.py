@@ -135,5 +135,9 @@ async def _until_disconnect(exchange: Exchange, work: Awaitable[None], *, goes_o
     finally:
         watcher.cancel()
         if not worker.done() and not exchange.left:
-            worker.cancel()
-            await asyncio.wait({worker}, timeout=5)
+            # asked twice: before Python 3.12 `asyncio.wait_for` can forget a cancellation
+            for patience_s in (2, 3):
+                worker.cancel()
+                done, _ = await asyncio.wait({worker}, timeout=patience_s)
+                if done:
+                    break

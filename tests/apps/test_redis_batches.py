@@ -1,6 +1,7 @@
 """Commands of many requests share trips; each gets its own answer or its own error."""
 
 import asyncio
+import contextlib
 import os
 from typing import Any
 
@@ -62,3 +63,20 @@ async def test_a_server_that_is_away_fails_all_that_wait(settings: Any) -> None:
 @pytest.fixture(autouse=True)
 def _clean(redis_url: str) -> None:
     redis_clients.get_sync().flushall()
+
+
+async def test_a_cancellation_that_comes_as_a_command_ends_is_heeded_s2() -> None:
+    """S2: before Python 3.12 `asyncio.wait_for` forgets such a one; the task must end all the same."""
+
+    async def command() -> bytes:
+        # the task is asked to end, and the client's wait_for returns as if it had not been
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        return b"answer"
+
+    task = asyncio.create_task(redis_clients.heed_cancel(command()))
+    with pytest.raises(asyncio.CancelledError):
+        await task
