@@ -16,7 +16,7 @@ test: ## set up what the tests need (a browser too), check the code and run all 
 	@$(PYTHON) deploy/install.py test
 	@.venv/bin/python deploy/browser.py
 	@$(MAKE) --no-print-directory check
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n auto
 
 lint: ## check style, types and import contracts
 	@$(PYTHON) deploy/install.py test

@@ -22,14 +22,12 @@ def models_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def served_models_dir(models_dir: Path) -> Path:
-    """Where the models are as a server finds them: one version of each. AISCALE_MODELS_DIR names it."""
+    """Where the models are as a server finds them: one version of each. AISCALE_MODELS_DIR names it; each test process has its own."""
     from workers.artifacts import build
 
     served = Path(os.environ["AISCALE_MODELS_DIR"])
     for manifest in build.ensure(models_dir):
         link = served / manifest.name / manifest.version
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
-            link.unlink(missing_ok=True)
-            link.symlink_to(models_dir / manifest.name / manifest.version)
+        link.parent.mkdir(parents=True)
+        link.symlink_to(models_dir / manifest.name / manifest.version)
     return served

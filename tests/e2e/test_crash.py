@@ -121,6 +121,7 @@ def test_a_killed_server_costs_no_answer_and_no_charge(client: OpenAI, healthy: 
     check_ledger(healthy)
 
 
+@pytest.mark.quiet
 def test_the_global_kill_switch_ends_a_running_stream_within_a_second(client: OpenAI, healthy: Stack) -> None:
     stream = open_stream(client, 900)
     next(stream)

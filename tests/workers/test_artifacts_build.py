@@ -59,6 +59,7 @@ def script(shelf: BundledModel, models_dir: Path) -> list[str]:
     return [sys.executable, "-c", code]
 
 
+@pytest.mark.quiet
 def test_model_is_made_once_and_is_what_its_manifest_says(tmp_path: Path, shelf: BundledModel) -> None:
     models = tmp_path / "models"
     [manifest] = build.ensure(models, catalog=[shelf])

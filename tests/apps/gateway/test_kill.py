@@ -89,6 +89,7 @@ def settle_all(count: int) -> None:
         settler.turn(100)
 
 
+@pytest.mark.quiet
 async def test_a_site_kill_ends_a_hundred_streams_within_a_second(cast: Cast) -> None:
     """Issue 3, 4: the last token arrives less than a second after the trip."""
     await on_thread(lambda: give_room(cast))

@@ -23,6 +23,7 @@ from tests.apps.spend.cast import ADA, BOB, MODEL, make_ask, make_caller, make_o
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
+@pytest.mark.quiet
 @pytest.mark.parametrize(
     "scope", ["site", f"model:{MODEL}", "plan:free", "organization:{}", "key:{key}", "provider:local"]
 )
