@@ -3,6 +3,9 @@
 PYTHON ?= python3
 # extras of pyproject.toml, for example: make up EXTRAS=gpu
 EXTRAS ?=
+# parts of bench-gateway, and options of the bench, for example: make bench-gateway PARTS="known mixed" BENCH="--seconds 30"
+PARTS ?=
+BENCH ?=
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -36,13 +39,13 @@ bench-engine: ## measure generation beside llama.cpp: tokens a second, prefill, 
 	@$(PYTHON) deploy/install.py bench
 	@PYTHONPATH=. .venv/bin/python deploy/bench/engine.py
 
-bench-gateway: ## measure the gateway: known answers as fast as they go, and a mixed load at 1,000 a second
-	@$(PYTHON) deploy/install.py
-	@PYTHONPATH=. .venv/bin/python deploy/bench/gateway.py
+bench-gateway: ## measure the gateway: known answers, mixed load, overload, streams, memory, LiteLLM; PARTS="known mixed" for some
+	@$(PYTHON) deploy/install.py bench
+	@PYTHONPATH=. .venv/bin/python deploy/bench/gateway.py $(foreach part,$(PARTS),--part $(part)) $(BENCH)
 
 loadtest: ## load everything with Locust: requests a second, latency, hits, CPU by process
 	@$(PYTHON) deploy/install.py bench
-	@PYTHONPATH=. .venv/bin/python deploy/bench/loadtest.py
+	@PYTHONPATH=. .venv/bin/python deploy/bench/loadtest.py $(BENCH)
 
 bench-encoder: ## measure embeddings: texts a second beside a plain ONNX Runtime loop
 	@$(PYTHON) deploy/install.py

@@ -22,6 +22,12 @@ FIRST_TOKEN_SECONDS = Histogram(
     ["model"],
     buckets=LATENCY_BUCKETS_S,
 )
+TOKEN_DELIVERY_SECONDS = Histogram(
+    "aiscale_token_delivery_seconds",
+    "A token's way from the worker's engine to the answer that is being sent, by both machines' clocks",
+    ["model"],
+    buckets=LATENCY_BUCKETS_S,
+)
 CANARIES_ROLLED_BACK = Counter("aiscale_canaries_rolled_back", "Versions rolled back by themselves", ["model"])
 JOBS_FINISHED = Counter("aiscale_jobs_finished", "Jobs ended, by reason", ["model", "finish_reason"])
 TOKENS = Counter("aiscale_tokens", "Tokens settled", ["model", "kind"])

@@ -87,8 +87,8 @@ class Publisher:
         logprobs: tuple[TokenLogprob, ...] = (),
         end: Literal["stop", "length"] | None = None,
     ) -> None:
-        if not in_hand.first_token_at_ms:
-            in_hand.first_token_at_ms = time.time_ns() // 1_000_000
+        now_ms = time.time_ns() // 1_000_000
+        in_hand.first_token_at_ms = in_hand.first_token_at_ms or now_ms
         if in_hand.keep_log and index == 0:
             in_hand.text.append(text)
         event = Delta(
@@ -99,6 +99,7 @@ class Publisher:
             index=index,
             logprobs=logprobs,
             end=end,
+            made_at_ms=now_ms,
         )
         self._add(in_hand, event)
 

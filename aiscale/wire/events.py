@@ -43,6 +43,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
 
     ``index`` names the choice. ``end`` is set on the last delta of a choice when the job has several; the end of a job's only choice
     is told by `Finished`. ``tool_calls`` come from upstreams; our own models' are in ``text`` until `Run` reads them.
+    ``made_at_ms`` is when our engine had the token (0: it was none of ours), by the worker's clock.
     """
 
     job_id: str
@@ -53,6 +54,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
     logprobs: tuple[TokenLogprob, ...] = ()
     end: Literal["stop", "length"] | None = None
     tool_calls: tuple[ToolCallPart, ...] = ()
+    made_at_ms: int = 0
 
 
 class Encoded(msgspec.Struct, frozen=True, kw_only=True, tag="encoded"):

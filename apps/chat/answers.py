@@ -86,11 +86,11 @@ async def _relay(message_id: str, events: AsyncIterator[Event], tell: Tell) -> N
             page = StreamRenderer()
             await tell(write_frame("begin", message_id=message_id))
         elif isinstance(event, Delta):
-            html = page.add(event.text)
+            html, tokens = page.add(event.text), event.completion_tokens
             if html:
-                await tell(write_frame("block", message_id=message_id, html=html, tail=page.tail))
+                await tell(write_frame("block", message_id=message_id, html=html, tail=page.tail, tokens=tokens))
             else:
-                await tell(write_frame("delta", message_id=message_id, text=event.text))
+                await tell(write_frame("delta", message_id=message_id, text=event.text, tokens=tokens))
         elif isinstance(event, Finished):
             await tell(_write_end(message_id, event, page.text))
 

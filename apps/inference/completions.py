@@ -9,7 +9,7 @@ import msgspec
 from django.conf import settings
 
 from aiscale.errors import AiscaleError, Code
-from aiscale.observability import FIRST_TOKEN_SECONDS
+from aiscale.observability import FIRST_TOKEN_SECONDS, TOKEN_DELIVERY_SECONDS
 from aiscale.wire.events import Delta, Event, Finished
 from aiscale.wire.jobs import BillingTag, EncodeJob, GenerateJob, Grammar, Sampling
 from apps.accounts import callers
@@ -106,12 +106,14 @@ class Run:
 
     async def events(self) -> AsyncIterator[Event]:
         """Yield Started, Delta... and at last Finished. Raises: AiscaleError (WORKER_LOST)."""
-        first = True
+        first, delivery = True, TOKEN_DELIVERY_SECONDS.labels(self.model)
         heard = self._listen()
         async for event in heard if self.tools is None else read_calls(heard, self.tools, self.n):
             if first and isinstance(event, Delta):
                 first = False
                 FIRST_TOKEN_SECONDS.labels(self.model).observe(max(time.time() - self._admitted_at_ms / 1000, 0))
+            if isinstance(event, Delta) and event.made_at_ms:
+                delivery.observe(max(time.time() - event.made_at_ms / 1000, 0))
             if self.keeper is not None:
                 await self.keeper.take(event)
             yield event

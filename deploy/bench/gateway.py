@@ -1,219 +1,257 @@
-"""Measure the gateway on this machine, load generator included: known answers as fast as they go, and a mixed load at a fixed pace.
+"""Measure the gateway on this machine, load generator included. Every request is authenticated, limited, budgeted, metered, and in the
+ledger afterwards: a run is called bad when one is not, when an answer failed, or when the pace was not kept.
 
-Usage: .venv/bin/python deploy/bench/gateway.py [--seconds 10] [--rate 1000]
+Usage: PYTHONPATH=. .venv/bin/python deploy/bench/gateway.py [--part known|mixed|overload|streams|memory|litellm ...] [--seconds 10]
 
-Brings up everything in a temporary directory (`manage.py up`), with the real encoder. Every request is authenticated, limited, budgeted,
-metered, and in the ledger afterwards: the run is called bad when one is not, when an answer failed, or when the pace was not kept.
+Each part brings up the whole product in a temporary directory (`manage.py up`) with the real encoders. Without ``--part`` all run.
 
-- known: few texts, asked again and again by many keys of three plans. Requests a second with as many clients as asked for.
-- mixed: texts by Zipf's law over a large vocabulary; what is not known goes through Celery and the real model. An open load: latency counts
-  from when a request was due.
+- known: few texts, asked by many keys of three plans as fast as they are answered, by wrk where it is there.
+- mixed: embeddings and classifications of texts by Zipf's law; what is not known goes through Celery and the real model. An open load:
+  it comes at a fixed pace, and latency counts from when a request was due.
+- overload: the mixed load, then ten times of it. What is refused must be refused fast, and what is taken be answered as before.
+- streams: 500 chats over WebSockets at once, from the fake runner; how late each token is at the client.
+- memory: the mixed load as fast as it goes, for long; whether the processes grow.
+- litellm: known, in turn with LiteLLM's proxy with a mocked upstream and two workers.
 """
 
 import argparse
-import asyncio
-import itertools
-import json
-import os
 import random
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
 
-import psutil
+from deploy.bench import litellm_proxy, streams
+from deploy.bench.ledger import Books
+from deploy.bench.load import Result, run_closed, run_open
+from deploy.bench.orders import iter_mixed, list_known, write
+from deploy.bench.stack import HOST, Stack, running, show_cpu
+from deploy.bench.wrk import WrkResult, find_wrk, run_wrk
 
-from deploy.bench.load import Result, make_request, run_closed, run_open
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-HOST, MODEL = "127.0.0.1", "all-minilm-l6-v2"
-PLANS = ("free", "pro", "enterprise")
-KEYS_PER_PLAN = 8
-VOCABULARY = 60_000
-SETTLE_TIMEOUT_S = 120
 CONNECTIONS = 256
-
-SET_UP = """
-import json
-from apps.accounts.models import Plan, User
-from apps.accounts.keys import create_key
-from apps.accounts.organizations import ensure_personal_organization
-keys = []
-for plan in Plan.objects.filter(slug__in=%r):
-    plan.requests_per_window, plan.max_in_flight, plan.tokens_per_minute = 10**8, 10**5, None
-    plan.max_queued, plan.max_wait_s, plan.cache_scope = None, None, "site"
-    plan.monthly_limit_nanousd = 10**15
-    plan.save()
-    for number in range(%d):
-        user = User.objects.create_user(f"{plan.slug}{number}@bench.example", "correct horse 9 battery")
-        organization = ensure_personal_organization(user)
-        organization.plan = plan
-        organization.save()
-        keys.append(create_key(organization, user, "bench")[1])
-print("KEYS " + json.dumps(keys))
-"""
-_COUNT = "from apps.spend.models import UsageRecord; print('COUNT', UsageRecord.objects.exclude(finish_reason='error').count())"
-
-
-@dataclass
-class Stack:
-    """Hold the running product."""
-
-    data_dir: Path
-    port: int
-    process: subprocess.Popen[str]
-    environ: dict[str, str]
-    answered: int = 0
-
-    def run(self, code: str, word: str) -> str:
-        """Run code in the product's own shell, and return what it printed after ``word``."""
-        command = [sys.executable, "manage.py", "shell", "-c", code]
-        done = subprocess.run(command, cwd=ROOT, env=self.environ, capture_output=True, text=True, check=False)
-        lines = [line for line in done.stdout.splitlines() if line.startswith(word)]
-        if not lines:
-            raise SystemExit(f"the bench could not be set up: {done.stderr[-500:]}")
-        return lines[-1].removeprefix(word).strip()
-
-    def cpu_times_s(self) -> dict[str, float]:
-        """Return the seconds of CPU that each process has used, children included."""
-        used = {"load generator": sum(psutil.Process().cpu_times()[:2])}
-        for name in ("web", "worker", "settlement", "tasks", "valkey", "postgres"):
-            pid = int((self.data_dir / "run" / f"{name}.pid").read_text().split()[0])
-            family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-            used[name] = sum(sum(each.cpu_times()[:2]) for each in family)
-        return used
+OVERLOAD_CONNECTIONS = 1024
+KNOWN_GOAL_PER_SECOND, KNOWN_GOAL_P99_MS = 3_000, 50
+MIXED_GOAL_P99_MS, MIXED_GOAL_HITS = 500, 80
+REFUSAL_GOAL_P99_MS = 50
+REFUSED = (503, 429)
+MEMORY_CACHE_BYTES = 8 << 20
+"""So small that the memory part fills it, and throws out, early."""
+MEMORY_LOOKS = 12
+GROWTH_MB, GROWTH_PERCENT = 8.0, 5.0
+"""A process that holds more than so much more at the end of the second half than at its beginning is said to grow."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the gateway.")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long each part takes")
+    parser.add_argument("--part", action="append", choices=sorted(PARTS), help="what to measure; by default all")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long each measurement takes")
     parser.add_argument("--rate", type=float, default=1000.0, help="requests a second of the mixed load")
     parser.add_argument("--clients", type=int, default=48, help="clients of the known load")
+    parser.add_argument("--memory-seconds", type=float, default=45.0, help="how long memory is watched")
+    parser.add_argument("--memory-rate", type=float, default=0.0, help="its requests a second; 0: as fast as they go")
+    parser.add_argument("--streams", type=int, default=500)
+    parser.add_argument(
+        "--step-ms", type=int, default=200, help="how long the fake runner takes for a token of each stream"
+    )
+    parser.add_argument("--times", type=float, default=10.0, help="how many times the mixed load the overload is")
     options = parser.parse_args()
-    stack = bring_up()
-    try:
-        keys = json.loads(stack.run(SET_UP % (PLANS, KEYS_PER_PLAN), "KEYS"))
-        is_good = asyncio.run(measure(stack, keys, options))
-    finally:
-        stack.process.send_signal(signal.SIGINT)
-        stack.process.wait(60)
-        shutil.rmtree(stack.data_dir, ignore_errors=True)
-    raise SystemExit(0 if is_good else 1)
+    good = {name: PARTS[name](options) for name in options.part or PARTS}
+    bad = [name for name, is_good in good.items() if not is_good]
+    print(f"\nNOT GOOD: {', '.join(bad)}" if bad else "\nall runs were good")
+    raise SystemExit(1 if bad else 0)
 
 
-def bring_up() -> Stack:
-    data_dir = Path(tempfile.mkdtemp(prefix="aiscale-bench-"))
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port = probe.getsockname()[1]
-    dropped = {"DATABASE_URL", "REDIS_URL", "SECRET_KEY", "DJANGO_SETTINGS_MODULE"}
-    environ = {name: value for name, value in os.environ.items() if name not in dropped}
-    environ |= {
-        "AISCALE_DATA_DIR": str(data_dir),
-        "PORT": str(port),
-        "AISCALE_LOG_LEVEL": "ERROR",
-        "AISCALE_MODELS_DIR": os.environ.get("AISCALE_MODELS_DIR", str(ROOT / ".cache" / "models")),
-    }
-    process = subprocess.Popen(
-        [sys.executable, "manage.py", "up"], cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True
+def measure_known(options: argparse.Namespace) -> bool:
+    """Ask for known answers as fast as they go."""
+    with running() as stack:
+        keys, books, wrk = stack.make_keys(), Books(stack), find_wrk()
+        warm_known(stack, keys, books)
+        if wrk is None:
+            print("\nwrk is not there, and cannot be installed: our own generator asks, which costs more CPU")
+            ask_known(stack, keys, books, options)
+        else:
+            wrk_known(stack, wrk, keys, books, options)
+        return books.close()
+
+
+def warm_known(stack: Stack, keys: list[str], books: Books) -> None:
+    requests = write(list_known(keys, make_chance()) * 3)
+    warm = run_open(HOST, stack.port, requests, per_second=400, seconds=4, clients=CONNECTIONS)
+    books.add(warm.answered, failed=warm.failed)
+
+
+def wrk_known(stack: Stack, wrk: str, keys: list[str], books: Books, options: argparse.Namespace) -> WrkResult:
+    before = stack.cpu_times_s()
+    url = f"http://{HOST}:{stack.port}"
+    result = run_wrk(wrk, url, list_known(keys, make_chance()), clients=options.clients, seconds=options.seconds)
+    after = stack.cpu_times_s()
+    # what was under way as wrk hung up may be in the ledger, or not
+    books.add(result.answered, failed=result.failed, cut_off=options.clients)
+    print(f"\nknown answers, as fast as {options.clients} connections of wrk ask")
+    show_latency(result.per_second, result.percentiles_ms)
+    show_levels(dict(result.levels), result.answered)
+    print(f"  errors {dict(result.errors)}")
+    show_cpu(before, after, result.elapsed_s, result.answered)
+    show_goal(
+        f"{KNOWN_GOAL_PER_SECOND} requests/s with a p99 under {KNOWN_GOAL_P99_MS} ms",
+        result.per_second >= KNOWN_GOAL_PER_SECOND and result.percentiles_ms[99] < KNOWN_GOAL_P99_MS,
     )
-    assert process.stdout is not None
-    output = ""
-    for line in process.stdout:
-        output += line
-        if line.startswith("Ctrl-C"):
-            return Stack(data_dir, port, process, environ)
-    raise SystemExit(f"up ended:\n{output}")
+    return result
 
 
-async def measure(stack: Stack, keys: list[str], options: argparse.Namespace) -> bool:
-    """Run both loads, print what came out, and tell whether every request is accounted for."""
-    chance = random.Random(7)  # noqa: S311 - a load, no secret
-    known = make_requests(keys, [0] * 40 + list(range(160)), chance)
-    zipf = make_requests(keys, draw_zipf(chance, 200_000), chance)
-    warm = await run_closed(HOST, stack.port, known, clients=4, seconds=2)
-    first = stack.cpu_times_s()
-    fast = await run_closed(HOST, stack.port, known, clients=options.clients, seconds=options.seconds)
-    second = stack.cpu_times_s()
-    show("known answers, as fast as they go", fast, first, second)
-    warmer = await run_open(HOST, stack.port, zipf, per_second=options.rate / 4, seconds=5, clients=CONNECTIONS)
-    third = stack.cpu_times_s()
-    mixed = await run_open(
-        HOST, stack.port, zipf, per_second=options.rate, seconds=options.seconds, clients=CONNECTIONS
+def ask_known(stack: Stack, keys: list[str], books: Books, options: argparse.Namespace) -> None:
+    before = stack.cpu_times_s()
+    requests = write(list_known(keys, make_chance()) * 200)
+    result = run_closed(HOST, stack.port, requests, clients=options.clients, seconds=options.seconds)
+    show("known answers, as fast as they go", result, before, stack.cpu_times_s())
+    books.add(result.answered, failed=result.failed)
+    show_goal(
+        f"{KNOWN_GOAL_PER_SECOND} requests/s with a p99 under {KNOWN_GOAL_P99_MS} ms",
+        result.answered / result.elapsed_s >= KNOWN_GOAL_PER_SECOND and result.percentile_ms(99) < KNOWN_GOAL_P99_MS,
     )
-    show(f"mixed, {options.rate:.0f} a second", mixed, third, stack.cpu_times_s())
-    parts = [warm, fast, warmer, mixed]
-    answered = sum(part.statuses[200] for part in parts)
-    settled, waited_s = wait_settled(stack, answered)
-    print(f"{answered} requests were answered, {settled} are in the ledger {waited_s:.0f} s later")
-    failed = sum(part.count - part.statuses[200] + part.broken for part in parts)
-    kept_pace = mixed.elapsed_s < options.seconds * 1.05 + 1
-    if failed or settled != answered or not kept_pace:
-        print(f"NOT A GOOD RUN: {failed} failed, {answered - settled} are not accounted for, pace kept: {kept_pace}")
+
+
+def measure_mixed(options: argparse.Namespace) -> bool:
+    """Ask for known and new answers at a fixed pace."""
+    with running() as stack:
+        books, requests = Books(stack), write(iter_mixed(stack.make_keys(), make_chance()))
+        ask_mixed(stack, books, requests, options)
+        return books.close()
+
+
+def ask_mixed(stack: Stack, books: Books, requests: Iterator[bytes], options: argparse.Namespace) -> Result:
+    warm = run_open(HOST, stack.port, requests, per_second=options.rate / 4, seconds=8, clients=CONNECTIONS)
+    books.add(warm.answered, failed=warm.failed)
+    before = stack.cpu_times_s()
+    result = run_open(HOST, stack.port, requests, per_second=options.rate, seconds=options.seconds, clients=CONNECTIONS)
+    show(f"mixed, {options.rate:.0f} a second", result, before, stack.cpu_times_s())
+    books.add(result.answered, failed=result.failed)
+    books.check_pace(result.elapsed_s, options.seconds)
+    hits = count_hits(result)
+    show_goal(
+        f"p99 under {MIXED_GOAL_P99_MS} ms with {MIXED_GOAL_HITS} % hits",
+        result.percentile_ms(99) < MIXED_GOAL_P99_MS and hits >= MIXED_GOAL_HITS * result.answered / 100,
+    )
+    return result
+
+
+def measure_overload(options: argparse.Namespace) -> bool:
+    """Ask for ten times as much as what the mixed load is."""
+    with running() as stack:
+        books, requests = Books(stack), write(iter_mixed(stack.make_keys(), make_chance()))
+        usual = ask_mixed(stack, books, requests, options)
+        rate, before = options.rate * options.times, stack.cpu_times_s()
+        result = run_open(
+            HOST, stack.port, requests, per_second=rate, seconds=options.seconds, clients=OVERLOAD_CONNECTIONS
+        )
+        show(f"{options.times:g} times as much, {rate:.0f} a second", result, before, stack.cpu_times_s())
+        refused = sum(result.statuses.get(status, 0) for status in REFUSED)
+        print(
+            f"  refused {refused} ({100 * refused / max(result.count, 1):.0f} %): p50 {result.percentile_ms(50, REFUSED):.1f} ms"
+            f"   p99 {result.percentile_ms(99, REFUSED):.1f} ms"
+        )
+        books.add(result.answered, failed=result.failed - refused)
+        show_goal(
+            f"refusals with a p99 under {REFUSAL_GOAL_P99_MS} ms",
+            result.percentile_ms(99, REFUSED) < REFUSAL_GOAL_P99_MS,
+        )
+        print(
+            f"  answers: p99 {result.percentile_ms(99):.1f} ms, {usual.percentile_ms(99):.1f} ms under the usual load"
+        )
+        show_goal(f"answers with a p99 under {MIXED_GOAL_P99_MS} ms", result.percentile_ms(99) < MIXED_GOAL_P99_MS)
+        return books.close()
+
+
+def measure_memory(options: argparse.Namespace) -> bool:
+    """Ask for long, and look at the processes' memory now and then."""
+    with running({"AISCALE_CACHE_BYTES": str(MEMORY_CACHE_BYTES)}) as stack:
+        books, requests = Books(stack), write(iter_mixed(stack.make_keys(), make_chance()))
+        looks, asked = [stack.memory_mb()], [0]
+        for _ in range(MEMORY_LOOKS):
+            seconds = options.memory_seconds / MEMORY_LOOKS
+            if options.memory_rate:
+                part = run_open(
+                    HOST, stack.port, requests, per_second=options.memory_rate, seconds=seconds, clients=CONNECTIONS
+                )
+            else:
+                part = run_closed(HOST, stack.port, requests, clients=options.clients, seconds=seconds)
+            books.add(part.answered, failed=part.failed)
+            looks.append(stack.memory_mb())
+            asked.append(asked[-1] + part.count)
+        print(f"\nmemory, MB, over {asked[-1]} requests (the web's own cache holds {MEMORY_CACHE_BYTES >> 20} MB)")
+        is_flat = show_memory(looks, asked)
+        return books.close() and is_flat
+
+
+def show_memory(looks: list[dict[str, float]], asked: list[int]) -> bool:
+    """Print each process's memory, and tell whether none grows. Postgres and Valkey keep what they are told to keep: they are shown."""
+    middle, is_flat = len(looks) // 2, True
+    for name in looks[0]:
+        first, last = looks[middle][name], looks[-1][name]
+        slope_mb = (last - first) / max(asked[-1] - asked[middle], 1) * 1e6
+        grows = last - first > max(GROWTH_MB, first * GROWTH_PERCENT / 100) and name not in ("postgres", "valkey")
+        is_flat = is_flat and not grows
+        values = " ".join(f"{look[name]:.0f}" for look in looks)
+        print(f"  {name:10} {values}   second half: {slope_mb:+.0f} MB a million requests{'   GROWS' if grows else ''}")
+    return is_flat
+
+
+def measure_litellm(options: argparse.Namespace) -> bool:
+    """Ask us and LiteLLM's proxy for the same, in turn."""
+    wrk = find_wrk()
+    if wrk is None:
+        print("\nwrk is not there, and cannot be installed: nothing to compare with")
         return False
-    return True
+    with running() as stack, litellm_proxy.running() as rival:
+        keys, books = stack.make_keys(), Books(stack)
+        warm_known(stack, keys, books)
+        litellm_proxy.warm(rival, wrk, list_known(keys, make_chance()), options)
+        ours, theirs = [], []
+        for _ in range(2):
+            ours.append(wrk_known(stack, wrk, keys, books, options))
+            theirs.append(litellm_proxy.ask(rival, wrk, list_known(keys, make_chance()), options))
+            show_latency(theirs[-1].per_second, theirs[-1].percentiles_ms)
+            print(f"  errors {dict(theirs[-1].errors)}")
+        ratio = sum(each.per_second for each in ours) / max(sum(each.per_second for each in theirs), 1e-9)
+        print(f"\naiscale answers {ratio:.1f} times as many requests a second as LiteLLM's proxy")
+        return books.close() and not any(each.failed for each in theirs)
 
 
-def make_requests(keys: list[str], ranks: list[int], chance: random.Random) -> Iterator[bytes]:
-    """Repeat requests for texts of these ranks without end, each with a key by chance."""
-    made: dict[tuple[int, str], bytes] = {}
-    order = [(rank, chance.choice(keys)) for rank in ranks]
-    chance.shuffle(order)
-    for rank, key in itertools.cycle(order):
-        name = (rank, key)
-        if name not in made:
-            body: dict[str, Any] = {"model": MODEL, "input": make_text(rank), "encoding_format": "base64"}
-            made[name] = make_request(HOST, "/v1/embeddings", key, json.dumps(body).encode())
-        yield made[name]
+def make_chance() -> random.Random:
+    return random.Random(7)  # noqa: S311 - a load, no secret
 
 
-def make_text(rank: int) -> str:
-    """Return a text of about twenty tokens that is this rank's own."""
-    words = ("river", "engine", "purple", "contract", "window", "signal", "garden", "metric", "silent", "orbit")
-    chance = random.Random(rank)  # noqa: S311 - a text, no secret
-    return f"Question {rank}: " + " ".join(chance.choice(words) for _ in range(12)) + "?"
-
-
-def draw_zipf(chance: random.Random, count: int) -> list[int]:
-    """Draw ranks by Zipf's law with the exponent 1.1: a few texts are asked all the time, most ones once."""
-    weights = [1 / (rank + 1) ** 1.1 for rank in range(VOCABULARY)]
-    return [1_000 + rank for rank in chance.choices(range(VOCABULARY), weights, k=count)]
-
-
-def wait_settled(stack: Stack, answered: int) -> tuple[int, float]:
-    began = time.monotonic()
-    while True:
-        settled = int(stack.run(_COUNT, "COUNT"))
-        if settled >= answered or time.monotonic() - began > SETTLE_TIMEOUT_S:
-            return settled, time.monotonic() - began
-        time.sleep(1)
+def count_hits(result: Result) -> int:
+    return sum(count for level, count in result.levels.items() if level != "miss")
 
 
 def show(title: str, result: Result, before: dict[str, float], after: dict[str, float]) -> None:
-    hits = sum(count for level, count in result.levels.items() if level != "miss")
     print(f"\n{title}")
-    print(
-        f"  {result.count / result.elapsed_s:8.0f} requests/s   p50 {result.percentile_ms(50):.1f} ms   "
-        f"p95 {result.percentile_ms(95):.1f} ms   p99 {result.percentile_ms(99):.1f} ms"
-    )
-    print(f"  hits {100 * hits / max(result.count, 1):.1f} %  by level: {dict(result.levels)}")
-    print(f"  statuses {dict(result.statuses)}   broken {result.broken}   late {result.late}")
-    show_cores(before, after, result.elapsed_s)
+    show_latency(result.count / result.elapsed_s, {percent: result.percentile_ms(percent) for percent in (50, 95, 99)})
+    show_levels(dict(result.levels), result.answered)
+    print(f"  statuses {result.statuses}   broken {result.broken}   late {result.late}")
+    show_cpu(before, after, result.elapsed_s, result.count)
 
 
-def show_cores(before: dict[str, float], after: dict[str, float], elapsed_s: float) -> None:
-    """Print how many cores each process kept busy."""
-    used = {name: (after[name] - before[name]) / elapsed_s for name in after}
-    print("  cores: " + ", ".join(f"{name} {cores:.2f}" for name, cores in used.items()))
+def show_latency(per_second: float, percentiles_ms: dict[int, float]) -> None:
+    values = "   ".join(f"p{percent} {value:.1f} ms" for percent, value in percentiles_ms.items())
+    print(f"  {per_second:8.0f} requests/s   {values}")
+
+
+def show_levels(levels: dict[str, int], answered: int) -> None:
+    hits = sum(count for level, count in levels.items() if level not in ("miss", "none"))
+    print(f"  hits {100 * hits / max(answered, 1):.1f} %   by level: {levels}")
+
+
+def show_goal(what: str, is_met: bool) -> None:
+    print(f"  goal: {what}: {'met' if is_met else 'MISSED'}")
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], bool]] = {
+    "known": measure_known,
+    "mixed": measure_mixed,
+    "overload": measure_overload,
+    "streams": streams.measure,
+    "memory": measure_memory,
+    "litellm": measure_litellm,
+}
 
 
 if __name__ == "__main__":

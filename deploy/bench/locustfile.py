@@ -8,7 +8,7 @@ import random
 
 from locust import FastHttpUser, constant_throughput, task
 
-from deploy.bench.gateway import MODEL, draw_zipf, make_text
+from deploy.bench.orders import classify, draw_zipf, embed
 
 KEYS: list[str] = json.loads(os.environ["BENCH_KEYS"])
 USERS = int(os.environ["BENCH_USERS"])
@@ -27,15 +27,14 @@ class Caller(FastHttpUser):  # type: ignore[misc]
 
     @task(3)
     def embed(self) -> None:
-        body = {"model": MODEL, "input": make_text(next(RANKS)), "encoding_format": "base64"}
-        self._ask("/v1/embeddings", body)
+        self._ask(*embed(next(RANKS)))
 
     @task(1)
     def classify(self) -> None:
-        self._ask("/v1/moderations", {"input": make_text(next(RANKS))})
+        self._ask(*classify(next(RANKS)))
 
-    def _ask(self, path: str, body: dict[str, object]) -> None:
-        with self.client.post(path, json.dumps(body), headers=self.headers, catch_response=True, name=path) as answer:
+    def _ask(self, path: str, body: bytes) -> None:
+        with self.client.post(path, body, headers=self.headers, catch_response=True, name=path) as answer:
             if answer.status_code != 200:
                 answer.failure(f"status {answer.status_code}")
             else:

@@ -9,6 +9,7 @@ from asgiref.sync import sync_to_async
 from asgiref.testing import ApplicationCommunicator
 from django.conf import settings
 from django.test import Client
+from prometheus_client import REGISTRY
 
 from apps.accounts.callers import on_thread
 from apps.accounts.models import User
@@ -157,7 +158,8 @@ async def test_a_turn_streams_and_is_kept(cast: Cast) -> None:
     await talk.tell(**ask("Hello <there>"))
     turn = await talk.hear()
     assert turn["type"] == "turn" and turn["title"] == "Hello <there>"
-    await talk.hear_until("delta")
+    assert (await talk.hear_until("delta"))[-1]["tokens"] >= 1
+    assert REGISTRY.get_sample_value("aiscale_token_delivery_seconds_count", {"model": CHAT})
     await talk.tell(type="stop", message_id=turn["message_id"])
     *_, last = await talk.hear_until("finished")
     assert last["status"] == "stopped" and last["html"]

@@ -1,0 +1,65 @@
+"""The benchmarks' load generator counts every request once: answered, refused, or broken."""
+
+import socketserver
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from deploy.bench.load import make_request, run_closed, run_open
+
+
+class Answers(socketserver.StreamRequestHandler):
+    """Answer kept-alive requests as their path says: /ok, /busy, or /gone, which hangs up."""
+
+    def handle(self) -> None:
+        while line := self.rfile.readline():
+            length = 0
+            while (header := self.rfile.readline()) not in (b"\r\n", b""):
+                if header.startswith(b"content-length:"):
+                    length = int(header.split(b":")[1])
+            self.rfile.read(length)
+            path = line.split()[1]
+            if path == b"/gone":
+                return
+            status, body = (b"200 OK", b"x" * 100_000) if path == b"/ok" else (b"503 Service Unavailable", b"no")
+            head = b"HTTP/1.1 %s\r\nx-aiscale-cache: l1\r\ncontent-length: %d\r\n\r\n" % (status, len(body))
+            self.wfile.write(head + body)
+
+
+class Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with Server(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield int(server.server_address[1])
+        server.shutdown()
+
+
+def cycle(*paths: str) -> Iterator[bytes]:
+    while True:
+        yield from (make_request("127.0.0.1", path, "key", b"{}") for path in paths)
+
+
+def test_an_open_load_counts_every_request_once(port: int) -> None:
+    result = run_open("127.0.0.1", port, cycle("/ok", "/busy", "/gone"), per_second=600, seconds=0.5, clients=8)
+    assert result.statuses == {200: 100, 503: 100} and result.broken == 100
+    assert result.answered == 100 and result.failed == 200
+    assert result.levels == {"l1": 200}
+    assert result.percentile_ms(99) > 0 and len(result.latencies_s[503]) == 100
+
+
+def test_latency_counts_from_when_a_request_was_due(port: int) -> None:
+    """One connection for a pace that it cannot keep: what waited for it is late, and its wait is in its latency."""
+    result = run_open("127.0.0.1", port, cycle("/ok"), per_second=100_000, seconds=0.005, clients=1)
+    assert result.answered == 500 and result.late > 400
+    assert result.percentile_ms(99) > 5 * result.percentile_ms(1)
+
+
+def test_a_closed_load_asks_again_when_it_is_answered(port: int) -> None:
+    result = run_closed("127.0.0.1", port, cycle("/ok"), clients=4, seconds=0.2)
+    assert result.answered == result.count > 4 and result.failed == 0
