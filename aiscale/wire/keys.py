@@ -138,9 +138,20 @@ def cached(key: bytes) -> str:
 
 
 def flight(key: bytes) -> str:
-    """String: the job id that computes this answer now; whoever else wants it waits for `cached`. Lives as long as its owner keeps
-    touching it, a few seconds past that."""
+    """String: the name of the flight that computes this answer now; whoever else wants it waits for `cached`. Lives as long as its owner
+    keeps touching it, a few seconds past that."""
     return f"{PREFIX}flight:{key.hex()}"
+
+
+def flight_wanted(name: str) -> str:
+    """String: 1. Written each second by other processes that follow the flight; lives five seconds."""
+    return f"{PREFIX}flightwanted:{name}"
+
+
+def flight_log(name: str) -> str:
+    """Stream: what a flight told so far, encoded `Delta`s, fields ``0``, ``1``... an entry. Written by the process that flies, once it is
+    wanted; lives half a minute past the last word."""
+    return f"{PREFIX}flightlog:{name}"
 
 
 CACHE_GENERATIONS = PREFIX + "cachegenerations"

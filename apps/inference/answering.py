@@ -8,28 +8,31 @@ gate like any other request, at the plan's price for cached answers; its end goe
 import logging
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import msgspec
 
-from aiscale.wire.events import Delta, Event, Finished, Started
-from aiscale.wire.jobs import Sampling
+from aiscale.wire.events import Delta, Event, Finished
+from aiscale.wire.jobs import LOCAL_PROVIDER, Sampling
 from apps.accounts import callers
 from apps.accounts.callers import Caller, PlanLimits
-from apps.inference import completions, lanes
+from apps.inference import completions, followers, lanes, relays
+from apps.inference.answer_keeper import AnswerKeeper
 from apps.inference.cache import generations, policy, semantic, telling
-from apps.inference.cache.entries import Answer, Level, Piece, decode_answer, derive_key, encode_answer
+from apps.inference.cache.entries import Answer, Level, decode_answer, derive_key
 from apps.inference.cache.flights import get_flights
 from apps.inference.cache.policy import Policy
 from apps.inference.cache.store import count_lookup, get_store
 from apps.inference.catalog import CatalogModel
 from apps.inference.completions import CompletionRequest, Prepared, Run
 from apps.inference.screening import HEADER as SCREENED_HEADER
+from apps.spend import admission
 
 log = logging.getLogger(__name__)
 
-FLIGHT_PATIENCE_S = 120.0
-"""How long a request waits for an identical one before it is computed itself."""
+MOST_FLIGHTS = 2
+"""Flights that a request follows; when all of them failed, it is computed for itself."""
 
 
 async def start(request: CompletionRequest, caller: Caller, model: CatalogModel) -> Run:
@@ -63,7 +66,11 @@ async def start(request: CompletionRequest, caller: Caller, model: CatalogModel)
         answer = None if found is None else _read(found.value)
         if found is not None and answer is not None:
             return await tell(request, caller, priced, plan, answer, found.level)
-    asked = await semantic.look(request, caller, priced, plan, generation) if takes_alike else None
+    asked = None
+    if takes_alike:
+        # a look-up costs us an inference: who may not be answered causes none
+        await _check(request, caller, priced, plan, prepared)
+        asked = await semantic.look(request, caller, priced, plan, generation)
     question = Question(request, caller, model, priced, plan, prepared, key, chosen, asked)
     if asked is not None and asked.nearest is not None and asked.nearest.is_given:
         told = await question.tell_alike(asked.nearest.value)
@@ -71,6 +78,30 @@ async def start(request: CompletionRequest, caller: Caller, model: CatalogModel)
             told.headers[semantic.HEADER] = f"{asked.nearest.similarity:.4f}"
             return told
     return await _fly(question)
+
+
+async def _check(
+    request: CompletionRequest, caller: Caller, model: CatalogModel, plan: PlanLimits, prepared: Prepared | None
+) -> None:
+    """Ask the gate whether the request could be computed, but for the queue. I/O: one Redis trip. Raises: AiscaleError."""
+    if prepared is None:
+        prompt_tokens, max_tokens = relays.measure(request, model, plan)
+    else:
+        prompt_tokens, max_tokens = len(prepared.prompt), prepared.sampling.max_tokens
+    await admission.check(
+        admission.Ask(
+            caller=caller,
+            model=model.slug,
+            job_id=request.job_id or lanes.name_job(request.request_id),
+            worst_nanousd=model.terms.cost_nanousd(prompt_tokens, max_tokens * request.n),
+            worst_tokens=prompt_tokens + max_tokens * request.n,
+            deadline_at_ms=time.time_ns() // 1_000_000 + telling.TOLD_WITHIN_MS,
+            priority=plan.priority,
+            weight=plan.weight,
+            provider=LOCAL_PROVIDER if model.upstream is None else model.upstream.name,
+            queues=False,
+        )
+    )
 
 
 def is_deterministic(request: CompletionRequest) -> bool:
@@ -165,6 +196,8 @@ class Question(NamedTuple):
     policy: Policy
     asked: semantic.Asked | None = None
     """What was looked for among alike questions: the answer will teach it."""
+    tries: int = 0
+    """How many flights it followed that failed."""
 
     async def tell(self, value: bytes | None, level: Level) -> "Told | None":
         answer = None if value is None else _read(value)
@@ -186,10 +219,20 @@ async def _fly(question: Question) -> Run:
     """Compute the answer for all who want it now, or follow another request that does."""
     key, store = question.key, get_store()
     flights = get_flights(store)
-    owns = question.policy.read and bool(await flights.claim([key]))
-    if question.policy.read and not owns:
-        return Following(question)
-    keeper = AnswerKeeper(question, owns=owns)
+    # who has nothing kept is followed by nobody
+    shares = question.policy.read and question.policy.write
+    owns = shares and bool(await flights.claim([key]))
+    if shares and not owns and question.tries < MOST_FLIGHTS:
+        return await _follow(question)
+    keeper = AnswerKeeper(
+        key,
+        model=question.priced.slug,
+        version=question.priced.version,
+        scope=question.policy.scope,
+        keeps=question.policy.write,
+        owns=owns,
+        asked=question.asked if question.request.cache.write else None,
+    )
     try:
         # it may have come in between our look and our claim
         near = (await store.find_near([key])).get(key) if owns else None
@@ -203,130 +246,30 @@ async def _fly(question: Question) -> Run:
         raise
 
 
-async def _compute(question: Question, keeper: "AnswerKeeper") -> Run:
+async def _follow(question: Question) -> Run:
+    flight = get_flights(get_store()).join(question.key)
+    return await followers.follow(
+        question.request,
+        question.caller,
+        question.priced,
+        question.plan,
+        question.prepared,
+        flight,
+        partial(_fly, question._replace(tries=question.tries + 1)),
+        live=is_deterministic(question.request),
+    )
+
+
+async def _compute(question: Question, keeper: AnswerKeeper) -> Run:
     run = await completions.compute(question.request, question.caller, question.model, question.prepared)
     count_lookup(question.model.slug, "miss")
-    # what was noted of a message must be told each time: such an answer is not kept
-    keeper.keeps = question.policy.write and SCREENED_HEADER not in run.headers
     run.headers[telling.HEADER] = "miss"
     run.keeper = keeper
+    if SCREENED_HEADER in run.headers:
+        # what was noted of a message must be told each time: such an answer is not kept, and nobody follows it
+        keeper.keeps = False
+        await keeper.close()
     return run
-
-
-class Following(Run):
-    """Wait for what an identical request computes, and tell it; should that one fail or leave, compute it after all.
-
-    It is admitted when there is something to tell or to compute: until then it costs nothing and is in nobody's way.
-    """
-
-    def __init__(self, question: Question) -> None:
-        request, prepared = question.request, question.prepared
-        self.job_id = request.job_id or lanes.name_job(request.request_id)
-        self.model = question.priced.slug
-        self.model_version = question.priced.version
-        self.prompt_tokens = 0 if prepared is None else len(prepared.prompt)
-        self.max_tokens = (request.max_tokens or 0) if prepared is None else prepared.sampling.max_tokens
-        self.n = request.n
-        self.headers: dict[str, str] = {}
-        self.created_at_s = int(time.time())
-        self.keeper = None
-        self.tools = None
-        self.rescue = None
-        self._question = question
-        self._run: Run | None = None
-
-    async def __aexit__(self, *exit_: Any) -> None:
-        if self._run is not None:
-            await self._run.__aexit__(*exit_)
-
-    async def events(self) -> AsyncIterator[Event]:
-        """Yield as `Run.events` does, after a while. Raises: AiscaleError, also for what the gate refuses."""
-        question, flights = self._question, get_flights(get_store())
-        value = await flights.wait(question.key, FLIGHT_PATIENCE_S)
-        self._run = await question.tell(value, "l1")
-        if self._run is None:
-            keeper = AnswerKeeper(question, owns=bool(await flights.claim([question.key])))
-            try:
-                self._run = await _compute(question, keeper)
-            except BaseException:
-                await keeper.close()
-                raise
-        self.model, self.model_version, self.headers = self._run.model, self._run.model_version, self._run.headers
-        async for event in self._run.events():
-            yield event
-
-    def detach(self) -> None:
-        """Nobody comes back to it: it keeps no log."""
-
-    async def cancel(self, reason: str) -> None:
-        if self._run is not None:
-            await self._run.cancel(reason)
-
-
-class AnswerKeeper:
-    """Gather the answer that passes, put it into the cache when it ends well, and let go of its flight however it ends."""
-
-    def __init__(self, question: Question, *, owns: bool) -> None:
-        self.keeps = question.policy.write
-        self._key = question.key
-        self._model = question.priced
-        self._scope = question.policy.scope
-        self._asked = question.asked if question.request.cache.write else None
-        self._texts: dict[int, list[str]] = {}
-        self._logprobs: dict[int, list[Any]] = {}
-        self._ends: dict[int, Literal["stop", "length"]] = {}
-        self._landed = not owns
-
-    async def take(self, event: Event) -> None:
-        if isinstance(event, Started):
-            self._texts, self._logprobs, self._ends = {}, {}, {}
-        elif isinstance(event, Delta):
-            self._texts.setdefault(event.index, []).append(event.text)
-            self._logprobs.setdefault(event.index, []).extend(event.logprobs)
-            if event.end is not None:
-                self._ends[event.index] = event.end
-        elif isinstance(event, Finished):
-            await self._end(event)
-
-    async def close(self, value: bytes | None = None) -> None:
-        if not self._landed:
-            self._landed = True
-            await get_flights(get_store()).land(self._key, value)
-
-    async def _end(self, event: Finished) -> None:
-        is_good = event.finish_reason in ("stop", "length")
-        is_ours = (event.model, event.model_version) == (self._model.slug, self._model.version)
-        answer = self._make_answer(event) if is_good and is_ours else None
-        if answer is not None and self._asked is not None:
-            semantic.learn(self._asked, answer)
-        if answer is None or not self.keeps:
-            await self.close()
-            return
-        value = encode_answer(answer)
-        store = get_store()
-        await store.keep_many({self._key: value}, model=self._model.slug, scope=self._scope)
-        if not self._landed:
-            self._landed = True
-            await get_flights(store).land(self._key, value)
-
-    def _make_answer(self, event: Finished) -> Answer:
-        reason: Any = event.finish_reason
-        pieces = tuple(
-            Piece(
-                index=index,
-                text="".join(self._texts[index]),
-                end=self._ends.get(index, reason),
-                logprobs=tuple(self._logprobs[index]),
-            )
-            for index in sorted(self._texts)
-        )
-        return Answer(
-            pieces=pieces,
-            finish_reason=reason,
-            prompt_tokens=event.prompt_tokens,
-            completion_tokens=event.completion_tokens,
-            stop_sequence=event.stop_sequence,
-        )
 
 
 def _derive_key(

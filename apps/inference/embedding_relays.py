@@ -88,6 +88,7 @@ class EmbeddingRelay(Relay):
 
     async def relay(self) -> None:
         await self.say(Started(job_id=self.job.job_id, seq=self.next_seq(), worker_id=self.worker_id, attempt=1))
+        assert self.route is not None
         answer = await fetch(self.route, "/embeddings", self.body)
         vectors, count, dimensions, self.usage = await asyncio.to_thread(read_vectors, answer, len(self.body["input"]))
         encoded = Encoded(

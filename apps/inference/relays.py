@@ -20,7 +20,7 @@ from aiscale.wire.events import Delta, Event, Finished, FinishReason, Started
 from aiscale.wire.jobs import EncodeJob, GenerateJob, Sampling
 from aiscale.wire.scripts import finish_arguments
 from apps.accounts import callers
-from apps.accounts.callers import Caller
+from apps.accounts.callers import Caller, PlanLimits
 from apps.inference import catalog, completions, lanes, prompts, queue, relay_orders, screening
 from apps.inference.catalog import CatalogModel, UpstreamRoute
 from apps.inference.completions import CompletionRequest, Run
@@ -43,16 +43,9 @@ async def start(request: CompletionRequest, caller: Caller, model: CatalogModel,
     """
     route = model.upstream
     assert route is not None
-    _check(request, model)
     plan = await callers.get_plan(caller.plan)
     model, plan = lanes.apply(caller, model, plan)
-    bound = bound_prompt_tokens(request)
-    context = completions.count_context_tokens(model, plan)
-    max_tokens = request.max_tokens
-    if max_tokens is None:
-        max_tokens = max(min(plan.max_output_tokens, context - min(bound, context - 1)), 1)
-    elif max_tokens > plan.max_output_tokens:
-        completions.choose_max_tokens(max_tokens, 0, model, plan)
+    bound, max_tokens = measure(request, model, plan)
     job_id = (request.job_id or lanes.name_job(request.request_id)) + suffix
     deadline_at_ms = time.time_ns() // 1_000_000 + settings.ENV.request_deadline_s * 1000
     hold_nanousd = model.terms.cost_nanousd(bound, max_tokens * request.n)
@@ -91,11 +84,27 @@ async def start(request: CompletionRequest, caller: Caller, model: CatalogModel,
     return run
 
 
+def measure(request: CompletionRequest, model: CatalogModel, plan: PlanLimits) -> tuple[int, int]:
+    """Return how many tokens the prompt may have for the upstream, at the most, and each choice of the answer.
+
+    Raises: AiscaleError (UNSUPPORTED_PARAMETER for what cannot be passed on, INVALID_REQUEST).
+    """
+    _check(request, model)
+    bound = bound_prompt_tokens(request)
+    context = completions.count_context_tokens(model, plan)
+    max_tokens = request.max_tokens
+    if max_tokens is None:
+        max_tokens = max(min(plan.max_output_tokens, context - min(bound, context - 1)), 1)
+    elif max_tokens > plan.max_output_tokens:
+        completions.choose_max_tokens(max_tokens, 0, model, plan)
+    return bound, max_tokens
+
+
 async def begin(relay: "Relay", prompt: str) -> int:
     """Begin an admitted request's relay; if that fails, give back its hold. Returns the prompt's tokens by our own count."""
     job, wait = relay.job, relay.wait
     try:
-        relay.estimate = await count_tokens(prompt)
+        relay.estimate = relay.estimate or await count_tokens(prompt)
         await relay.begin()
     except BaseException as error:
         await wait.close()
@@ -136,7 +145,9 @@ async def count_tokens(text: str) -> int:
 class Relay:
     """Be the worker of one job that an upstream computes."""
 
-    def __init__(self, job: GenerateJob | EncodeJob, wait: Wait, route: UpstreamRoute, body: dict[str, Any]) -> None:
+    def __init__(
+        self, job: GenerateJob | EncodeJob, wait: Wait, route: UpstreamRoute | None, body: dict[str, Any]
+    ) -> None:
         self.estimate = 0
         """Prompt tokens by our own count, until the upstream tells its own."""
         self.job = job
@@ -144,13 +155,14 @@ class Relay:
         self.route = route
         self.body = body
         self._keeps_log = isinstance(job, GenerateJob) and job.keep_log
-        self._several = isinstance(job, GenerateJob) and job.sampling.n > 1
+        self.several = isinstance(job, GenerateJob) and job.sampling.n > 1
         self._kind: Literal["generate", "encode"] = "generate" if isinstance(job, GenerateJob) else "encode"
         self.worker_id = f"relay-{wait.process_id}"
         self._seq = 0
         self._text: dict[int, list[str]] = {}
         self._called: list[str] = []
-        self._ends: dict[int, str] = {}
+        self.ends: dict[int, str] = {}
+        """How each choice ended."""
         self.usage: dict[str, Any] | None = None
         self._chunks = 0
         self._first_token_at_ms = 0
@@ -191,7 +203,7 @@ class Relay:
             with relay_orders.watch(self.job, partial(self._stop, relaying, "killed")):
                 async with asyncio.timeout(left_s):
                     await relaying
-            reason = "length" if "length" in self._ends.values() else "stop"
+            reason = "length" if "length" in self.ends.values() else "stop"
         except TimeoutError:
             reason, code = "deadline", "deadline_exceeded"
         except asyncio.CancelledError:
@@ -205,12 +217,13 @@ class Relay:
         finally:
             relaying.cancel()
         try:
-            await self._finish(reason, code, message)
+            await self.finish(reason, code, message)
         finally:
             beating.cancel()
 
     async def relay(self) -> None:
         await self.say(Started(job_id=self.job.job_id, seq=self.next_seq(), worker_id=self.worker_id, attempt=1))
+        assert self.route is not None
         async with open_stream(self.route, "/chat/completions", self.body) as chunks:
             async for chunk in chunks:
                 if not isinstance(chunk, dict):
@@ -227,13 +240,13 @@ class Relay:
         finish_reason = choice.get("finish_reason")
         end: Any = None
         if finish_reason is not None:
-            self._ends[index] = end = "length" if finish_reason == "length" else "stop"
+            self.ends[index] = end = "length" if finish_reason == "length" else "stop"
         if text or calls:
-            self._first_token_at_ms = self._first_token_at_ms or time.time_ns() // 1_000_000
+            self.note_token()
             self._text.setdefault(index, []).append(text)
             self._called += [part.name + part.arguments for part in calls]
             self._chunks += 1
-        several = self._several
+        several = self.several
         if text or calls or (several and end is not None):
             await self.say(
                 Delta(
@@ -246,6 +259,10 @@ class Relay:
                     tool_calls=calls,
                 )
             )
+
+    def note_token(self) -> None:
+        """Note when the first one came."""
+        self._first_token_at_ms = self._first_token_at_ms or time.time_ns() // 1_000_000
 
     def next_seq(self) -> int:
         self._seq += 1
@@ -307,13 +324,24 @@ class Relay:
         made = sum([await count_tokens(text) for text in (*texts, "".join(self._called))])
         return (self.estimate if texts else 0), max(made, min(self._chunks, 1))
 
-    async def _finish(self, reason: FinishReason, code: str | None, message: str | None) -> None:
+    async def finish(self, reason: FinishReason, code: str | None, message: str | None) -> None:
         """Say the end, once; again until Redis takes it, or the lease has passed and the reaper has said it."""
+        job, event = self.job, await self.make_end(reason, code, message)
+        names, values = finish_arguments(event, reply_to=job.reply_to, keep_log=self._keeps_log, by=self.worker_id)
+        for _ in range(FINISH_TRIES):
+            try:
+                await redis_clients.run_script_async("finish", names, values)
+                return
+            except redis_clients.UNAVAILABLE:
+                log.warning("the end of a relay waits for Redis", extra={"job_id": job.job_id})
+                await asyncio.sleep(0.5)
+
+    async def make_end(self, reason: FinishReason, code: str | None, message: str | None) -> Finished:
         job, now_ms = self.job, time.time_ns() // 1_000_000
         admitted_at_ms = job.billing.admitted_at_ms
         prompt, completion = await self.count() if reason != "error" else (0, 0)
         cached = ((self.usage or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        event = Finished(
+        return Finished(
             job_id=job.job_id,
             seq=self.next_seq(),
             kind=self._kind,
@@ -332,11 +360,3 @@ class Relay:
             duration_ms=max(now_ms - admitted_at_ms, 0),
             finished_at_ms=now_ms,
         )
-        names, values = finish_arguments(event, reply_to=job.reply_to, keep_log=self._keeps_log, by=self.worker_id)
-        for _ in range(FINISH_TRIES):
-            try:
-                await redis_clients.run_script_async("finish", names, values)
-                return
-            except redis_clients.UNAVAILABLE:
-                log.warning("the end of a relay waits for Redis", extra={"job_id": job.job_id})
-                await asyncio.sleep(0.5)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import redis.asyncio as aioredis
@@ -40,6 +40,8 @@ _loads: dict[tuple[int, str], asyncio.Task[None]] = {}
 """Refills that are going on, by event loop and what: a thousand requests that miss the same copy wait for one."""
 
 
+Mode = Literal["admit", "check", "explain"]
+
 NO_QUEUE = 1 << 40
 """What an upstream computes waits in no queue of ours."""
 
@@ -57,6 +59,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     weight: int = 1
     """Its tier in the model's queue, and its organization's share there."""
     provider: str = LOCAL_PROVIDER
+    queues: bool = True
+    """Whether it would wait in the model's queue; false for what follows another job."""
     make_end: Callable[[str, int], bytes] | None = None
     """Where the answer is known already: makes the encoded `Finished` from the plan and the moment (epoch ms) of admission. It reaches
     settlement if, and only if, the request is admitted."""
@@ -107,12 +111,25 @@ async def admit(ask: Ask) -> Admitted:
     )
 
 
+async def check(ask: Ask) -> None:
+    """Refuse as `admit` would, and count and hold nothing: before something is done for a request that costs us.
+
+    I/O and Raises: as `admit`.
+    """
+    answer, plan, now_ms = await _decide(ask, mode="check")
+    if answer[0] == "refused":
+        refusal = refusals.read(answer, ask.model, plan, now_ms)
+        _note_exhausted(refusal)
+        REFUSALS.labels(refusal.code.value).inc()
+        raise refusals.make_error(refusal)
+
+
 async def explain(ask: Ask) -> list[refusals.Check]:
     """Say how each check of the gate would go for this request, and count and hold nothing. The first that refuses is what a caller reads.
 
     I/O: as `admit`. Raises: AiscaleError (BACKEND_UNAVAILABLE).
     """
-    answer, plan, now_ms = await _decide(ask, explain=True)
+    answer, plan, now_ms = await _decide(ask, mode="explain")
     return refusals.read_checks(answer, ask.model, plan, now_ms)
 
 
@@ -126,7 +143,7 @@ async def release(tag: BillingTag, model: str, job_id: str) -> None:
 
 
 async def run_gate(
-    client: aioredis.Redis | None, ask: Ask, *, plan: str, now_ms: int, explain: bool = False
+    client: aioredis.Redis | None, ask: Ask, *, plan: str, now_ms: int, mode: Mode = "admit"
 ) -> list[Any]:
     """Run admit.lua once and return its answer (see its header); without a client, together with other requests of this loop.
 
@@ -167,8 +184,8 @@ async def run_gate(
         now_ms,
         ask.deadline_at_ms + HOLD_GRACE_MS,
         budgets.plans_definition(),
-        settings.ENV.queue_limit if ask.provider == LOCAL_PROVIDER else NO_QUEUE,
-        int(explain),
+        "" if not ask.queues else settings.ENV.queue_limit if ask.provider == LOCAL_PROVIDER else NO_QUEUE,
+        mode,
         ask.provider,
         ask.priority,
         ask.weight,
@@ -197,7 +214,7 @@ def _decode(answer: Any) -> Any:
     return [_decode(part) for part in answer] if isinstance(answer, list) else answer.decode()
 
 
-async def _decide(ask: Ask, *, explain: bool = False) -> tuple[list[Any], str, int]:
+async def _decide(ask: Ask, *, mode: Mode = "admit") -> tuple[list[Any], str, int]:
     """Ask the gate, refilling what Redis has lost, until it says yes or no. Returns its answer, the plan and the moment."""
     if ask.worst_nanousd < 0 or ask.worst_tokens < 0:
         raise AiscaleError(
@@ -207,7 +224,7 @@ async def _decide(ask: Ask, *, explain: bool = False) -> tuple[list[Any], str, i
     plan = ask.caller.plan
     for _ in range(MAX_ATTEMPTS):
         now_ms = periods.now_ms()
-        answer = await _ask_once(ask, plan, now_ms, explain)
+        answer = await _ask_once(ask, plan, now_ms, mode)
         if answer[0] == "plan":
             plan = answer[1]
         elif answer[0] == "load":
@@ -218,10 +235,10 @@ async def _decide(ask: Ask, *, explain: bool = False) -> tuple[list[Any], str, i
     raise redis_clients.unavailable()
 
 
-async def _ask_once(ask: Ask, plan: str, now_ms: int, explain: bool) -> list[Any]:
+async def _ask_once(ask: Ask, plan: str, now_ms: int, mode: Mode) -> list[Any]:
     try:
         async with asyncio.timeout(GATE_TIMEOUT_S):
-            return await run_gate(None, ask, plan=plan, now_ms=now_ms, explain=explain)
+            return await run_gate(None, ask, plan=plan, now_ms=now_ms, mode=mode)
     except (*redis_clients.UNAVAILABLE, TimeoutError) as error:
         log.error("the gate refuses: Redis does not answer: %s", error, extra={"job_id": ask.job_id})
         raise redis_clients.unavailable() from error

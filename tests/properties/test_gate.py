@@ -13,7 +13,7 @@ from hypothesis.stateful import initialize, invariant, rule
 from aiscale.wire import keys
 from apps.accounts.callers import Caller
 from apps.spend import holds, refusals
-from apps.spend.admission import Ask, run_gate
+from apps.spend.admission import Ask, Mode, run_gate
 from apps.spend.holds import End
 from apps.spend.scripts import get_script
 from apps.spend.totals import Total
@@ -150,15 +150,20 @@ class GateMachine(GateStage):
         """Ask both; they must say the same, and a refusal leaves every key as it was."""
         if self.gate.has_epoch:
             # the copies are refilled first, so that only the answer itself can change something
-            self._run(replace(asked, job="job_0"), believed, explain=True)
+            self._run(replace(asked, job="job_0"), believed, mode="explain")
         before = dump(self.client)
         is_new = asked.job not in self.gate.holds[f"organization:{asked.organization}"]
         if is_new and self.gate.has_epoch:
-            checks = refusals.read_checks(self._run(asked, believed, explain=True), asked.model, "free", 0)
+            checks = refusals.read_checks(self._run(asked, believed, mode="explain"), asked.model, "free", 0)
             refusing = [check.code.value for check in checks if not check.passes]
             assert refusing == [refusal[0] for refusal in self.gate.find_refusals(asked)], "explained as it is decided"
+        if self.gate.has_epoch:
+            checked = self._run(asked, believed, mode="check")
+            assert dump(self.client) == before, "a check changed something"
         expected = self.gate.admit(asked)
         answer = self._run(asked, believed)
+        if self.gate.has_epoch:
+            assert checked[:2] == answer[:2] if answer[0] == "refused" else checked[0] == "admitted"
         if expected[0] == "admitted":
             assert answer == expected
             return True
@@ -167,7 +172,7 @@ class GateMachine(GateStage):
         assert dump(self.client) == before, "a refusal changed something"
         return False
 
-    def _run(self, asked: Asked, plan: str, *, explain: bool = False) -> list[Any]:
+    def _run(self, asked: Asked, plan: str, *, mode: Mode = "admit") -> list[Any]:
         who = {
             "organization_id": asked.organization,
             "user_id": asked.user,
@@ -184,7 +189,7 @@ class GateMachine(GateStage):
             deadline_at_ms=asked.deadline_ms,
         )
         for _ in range(4):
-            call = run_gate(self.async_client, ask, plan=plan, now_ms=self.gate.now_ms, explain=explain)
+            call = run_gate(self.async_client, ask, plan=plan, now_ms=self.gate.now_ms, mode=mode)
             answer = self.runner.run(call)
             if answer[0] == "plan":
                 plan = answer[1]

@@ -1,10 +1,10 @@
 """Answer again what was answered before: exact answers in three levels, one inference for identical requests in flight, and, for
 organizations that wish it, one answer to questions that are alike.
 
-Owns:        tables CachedAnswer, CacheGeneration, SemanticEntry and SemanticAccount; Redis keys cached, flight and CACHE_GENERATIONS;
-             this process's own copy (level 1)
+Owns:        tables CachedAnswer, CacheGeneration, SemanticEntry and SemanticAccount; Redis keys cached, flight, flight_wanted,
+             flight_log and CACHE_GENERATIONS; this process's own copy (level 1)
 Enter at:    policy.choose, store.find_many and keep_many, vectors.find, semantic.look and learn, telling.admit_known,
-             generations.purge, flights.claim
+             generations.purge, flights.claim and join
 May import:  apps.accounts, apps.spend, aiscale.redis, db, wire, errors, observability
 Invariant:   an answer is found only by the same model version, token ids and sampling, within the same scope and generation; a hit passes
              the gate, is charged at the plan's cached price and is in the ledger like any other answer. Where the last message need

@@ -1,7 +1,8 @@
 """Let one request compute what several ask for at the same time: in this process, and in all of them.
 
-Who comes first flies (`Flight.owns`); the others wait for what it brings, in this process through a future, elsewhere through
-`keys.flight` and level 2. A flight that fails, or whose process dies, sets the next one of those who wait free to fly itself.
+Who comes first flies; the others wait for what it brings, or follow it as it comes (`Flight`). In this process they listen to the flight
+itself. Elsewhere they say that they want it (`keys.flight_wanted`), and the process that flies writes down what it hears for them
+(`keys.flight_log`). A flight that fails, or whose process dies, sets the next one of those who wait free to fly itself.
 """
 
 import asyncio
@@ -9,9 +10,14 @@ import logging
 import secrets
 import time
 import weakref
+from collections.abc import AsyncIterator
+
+import msgspec
 
 from aiscale import redis as redis_clients
 from aiscale.wire import keys
+from aiscale.wire.codec import decode_event, encode_event
+from aiscale.wire.events import Delta
 from apps.inference.cache.store import Store
 
 log = logging.getLogger(__name__)
@@ -19,7 +25,60 @@ log = logging.getLogger(__name__)
 LEASE_MS = 5_000
 TOUCH_EVERY_S = 1.5
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.01, 0.25
+LOG_EVERY_S = 0.05
+"""How often what is told is written down for other processes, and read there."""
+WANT_EVERY_S, WANTED_MS = 1.0, 5_000
+LOG_TTL_MS = 30_000
 _TIMEOUT_S = 0.5
+
+
+class Flight:
+    """Be what one computation said so far, and what came of it. Known to one event loop."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        """No other flight of any process has it, not even the next one of the same answer."""
+        self.deltas: list[Delta] = []
+        self.value: bytes | None = None
+        """The encoded answer of a flight that ended well."""
+        self.is_over = False
+        self.written = 0
+        """How many of ``deltas`` other processes were told."""
+        self.is_wanted = False
+        self._bell = asyncio.Event()
+
+    def tell(self, delta: Delta) -> None:
+        self.deltas.append(delta)
+        self._ring()
+
+    def end(self, value: bytes | None) -> None:
+        """Say what came of it: an answer, or (None) nothing."""
+        if not self.is_over:
+            self.is_over, self.value = True, value
+            self._ring()
+
+    async def follow(self) -> AsyncIterator[Delta]:
+        """Yield what is told, from the first word to the end."""
+        heard = 0
+        while True:
+            bell = self._bell
+            while heard < len(self.deltas):
+                heard += 1
+                yield self.deltas[heard - 1]
+            if self.is_over:
+                return
+            if bell is self._bell:
+                await bell.wait()
+
+    async def wait(self) -> bytes | None:
+        """Return what comes of it."""
+        while not self.is_over:
+            await self._bell.wait()
+        return self.value
+
+    def _ring(self) -> None:
+        bell, self._bell = self._bell, asyncio.Event()
+        bell.set()
 
 
 class Flights:
@@ -28,8 +87,13 @@ class Flights:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._name = secrets.token_hex(8)
-        self._mine: dict[bytes, asyncio.Future[bytes | None]] = {}
+        self._count = 0
+        self._mine: dict[bytes, Flight] = {}
+        self._heard: weakref.WeakValueDictionary[bytes, Flight] = weakref.WeakValueDictionary()
+        """Those of other processes that somebody here follows."""
         self._toucher: asyncio.Task[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._hearing: set[asyncio.Task[None]] = set()
 
     async def claim(self, wanted: list[bytes]) -> set[bytes]:
         """Return those keys that the caller must compute now; it must `land` each of them. I/O: one Redis trip.
@@ -38,20 +102,40 @@ class Flights:
         """
         free = [key for key in dict.fromkeys(wanted) if key not in self._mine]
         for key in free:
-            self._mine[key] = asyncio.get_running_loop().create_future()
+            self._count += 1
+            self._mine[key] = Flight(f"{self._name}-{self._count}")
         foreign = await self._claim_shared(free)
         for key in foreign:
             # somebody in another process flies: those here wait for level 2 together
-            self._mine.pop(key).cancel()
+            self._mine.pop(key).end(None)
         if self._mine and (self._toucher is None or self._toucher.done()):
             self._toucher = asyncio.create_task(self._touch(), name="cache-flights")
         return set(free) - foreign
 
+    def tell(self, key: bytes, delta: Delta) -> None:
+        """Let those who follow hear a piece of what this process computes. I/O: none here."""
+        flight = self._mine.get(key)
+        if flight is None:
+            return
+        flight.tell(delta)
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write(), name="cache-flight-logs")
+
+    def join(self, key: bytes) -> Flight:
+        """Return the flight of what somebody else computes, to follow it. I/O: Redis in the background, when another process flies."""
+        flight = self._mine.get(key) or self._heard.get(key)
+        if flight is None or flight.is_over:
+            flight = self._heard[key] = Flight("")
+            task = asyncio.create_task(self._hear(key, flight), name="cache-flight-heard")
+            self._hearing.add(task)
+            task.add_done_callback(self._hearing.discard)
+        return flight
+
     async def land(self, key: bytes, value: bytes | None) -> None:
         """Tell those who wait what came out, or (None) that nothing did. Call it after the store has it. I/O: one Redis trip."""
-        future = self._mine.pop(key, None)
-        if future is not None and not future.done():
-            future.set_result(value)
+        flight = self._mine.pop(key, None)
+        if flight is not None:
+            flight.end(value)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 await redis_clients.execute("DEL", keys.flight(key))
@@ -64,8 +148,11 @@ class Flights:
         ends_at, pause_s = time.monotonic() + timeout_s, FIRST_PAUSE_S
         own = self._mine.get(key)
         if own is not None:
-            done, _ = await asyncio.wait({own}, timeout=timeout_s)
-            return own.result() if done and not own.cancelled() else None
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return await own.wait()
+            except TimeoutError:
+                return None
         while time.monotonic() < ends_at:
             value, owner = await self._look(key)
             if value is not None or owner is None:
@@ -81,7 +168,8 @@ class Flights:
         except (*redis_clients.UNAVAILABLE, TimeoutError):
             return None, None
         if value is not None:
-            self._store.local.keep(key, bytes(value))
+            value = bytes(value)
+            self._store.local.keep(key, value)
         return value, owner
 
     async def _claim_shared(self, wanted: list[bytes]) -> set[bytes]:
@@ -90,7 +178,7 @@ class Flights:
             async with asyncio.timeout(_TIMEOUT_S):
                 answers = await asyncio.gather(
                     *(
-                        redis_clients.execute("SET", keys.flight(key), self._name, "NX", "PX", LEASE_MS)
+                        redis_clients.execute("SET", keys.flight(key), self._mine[key].name, "NX", "PX", LEASE_MS)
                         for key in wanted
                     )
                 )
@@ -109,6 +197,68 @@ class Flights:
                     )
             except (*redis_clients.UNAVAILABLE, TimeoutError):
                 continue
+
+    async def _write(self) -> None:
+        """Write down for other processes what is told here, where they want it. I/O: a Redis trip or two each `LOG_EVERY_S`."""
+        while told := [flight for flight in self._mine.values() if flight.deltas]:
+            try:
+                async with asyncio.timeout(_TIMEOUT_S):
+                    await self._note_wanted([flight for flight in told if not flight.is_wanted])
+                    await asyncio.gather(*(_write_log(flight) for flight in told if flight.is_wanted))
+            except (*redis_clients.UNAVAILABLE, TimeoutError):
+                log.debug("other processes hear of flights later")
+            await asyncio.sleep(LOG_EVERY_S)
+
+    async def _note_wanted(self, flights: list[Flight]) -> None:
+        if flights:
+            marks = await redis_clients.execute("MGET", *(keys.flight_wanted(flight.name) for flight in flights))
+            for flight, mark in zip(flights, marks, strict=True):
+                flight.is_wanted = mark is not None
+
+    async def _hear(self, key: bytes, flight: Flight) -> None:
+        """Hear what another process computes, as long as somebody follows it here. I/O: a Redis trip or two each `LOG_EVERY_S`."""
+        last, asked_at, listener = "0-0", float("-inf"), weakref.ref(flight)
+        del flight
+        while (heard := listener()) is not None:
+            value, owner = await self._look(key)
+            name = heard.name = heard.name or (owner or b"").decode()
+            if value is not None or owner is None or owner != name.encode():
+                # what is still in its log is in the answer too
+                heard.end(value)
+                return
+            try:
+                async with asyncio.timeout(_TIMEOUT_S):
+                    if time.monotonic() - asked_at > WANT_EVERY_S:
+                        asked_at = time.monotonic()
+                        await redis_clients.execute("SET", keys.flight_wanted(name), 1, "PX", WANTED_MS)
+                    entries = await redis_clients.execute("XRANGE", keys.flight_log(name), f"({last}", "+")
+                for entry_id, fields in entries:
+                    last = entry_id.decode()
+                    _hear_entry(heard, fields)
+            except (*redis_clients.UNAVAILABLE, TimeoutError, msgspec.MsgspecError):
+                log.warning("what another process computes is not heard for now")
+            del heard
+            await asyncio.sleep(LOG_EVERY_S)
+
+
+async def _write_log(flight: Flight) -> None:
+    fresh = flight.deltas[flight.written :]
+    if not fresh:
+        return
+    name = keys.flight_log(flight.name)
+    fields = [part for number, delta in enumerate(fresh) for part in (number, encode_event(delta))]
+    flight.written += len(fresh)
+    await asyncio.gather(
+        redis_clients.execute("XADD", name, "*", *fields), redis_clients.execute("PEXPIRE", name, LOG_TTL_MS)
+    )
+
+
+def _hear_entry(flight: Flight, fields: list[bytes] | dict[bytes, bytes]) -> None:
+    pairs = fields.items() if isinstance(fields, dict) else zip(fields[::2], fields[1::2], strict=True)
+    for _, data in pairs:
+        event = decode_event(data)
+        if isinstance(event, Delta):
+            flight.tell(event)
 
 
 _flights: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Flights] = weakref.WeakKeyDictionary()

@@ -49,7 +49,7 @@ async def admit_known(
     dies on the way has either charged it or not asked for it. I/O: one Redis trip. Raises: AiscaleError.
     """
     tokens = known.prompt_tokens + known.completion_tokens
-    priced = _price(model, plan)
+    priced = price(model, plan)
     hold_nanousd = priced.terms.cost_nanousd(known.prompt_tokens, known.completion_tokens)
     provider = LOCAL_PROVIDER if model.upstream is None else model.upstream.name
     ends: list[tuple[Finished, bytes]] = []
@@ -84,7 +84,7 @@ async def admit_known(
     return end, {**admitted.headers, HEADER: known.level}
 
 
-def _price(model: CatalogModel, plan: PlanLimits) -> CatalogModel:
+def price(model: CatalogModel, plan: PlanLimits) -> CatalogModel:
     """Return the model at the plan's price for what is known; its prompt has one price then."""
     terms = model.terms.at_percent(plan.cached_price_percent)
     terms = msgspec.structs.replace(terms, cached_prompt_nanousd_per_token=terms.prompt_nanousd_per_token)

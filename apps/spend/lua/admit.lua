@@ -10,7 +10,8 @@
 --       17... two for each scope: spend (hash), holds (zset of <job id>:<nano-USD>)
 -- ARGV  1 job id   2 organization id   3 plan slug   4 model slug   5 worst cost (nano-USD)   6 worst count of tokens   7 now (epoch ms)
 --       8 hold expiry (epoch ms)   9 definition of an organization's budget of its own ('monthly|UTC|plan|0|0')
---       10 most jobs that may wait for the model   11 1 to explain, else 0   12 provider of the model
+--       10 most jobs that may wait for the model ('' = it waits for none)   11 'admit', 'check' (nothing is counted or held) or 'explain'
+--       12 provider of the model
 --       13 tier of the request   14 weight of the organization there   15 ms without a worker of the model after which it is refused
 --       (0 = never)   16 encoded Finished of a request whose answer is known: it needs no worker, is in flight never, and goes to
 --       settlement with the hold ('' = it is to be computed)
@@ -30,7 +31,7 @@
 -- Example: EVAL ... '' aiscale:org:org_1 aiscale:plan:free aiscale:killed aiscale:budgets aiscale:queue:m aiscale:rate:organization:org_1
 --          aiscale:tokenrate:organization:org_1 '' '' aiscale:inflight:organization:org_1 '' aiscale:queued:m aiscale:served:m aiscale:epoch
 --          '' aiscale:spend:organization:org_1 aiscale:holds:organization:org_1
---          job_1 org_1 free m 5000 300 1700000000000 1700000360000 monthly|UTC|plan|0|0 256 0 local 9 1 30000 '' organization:org_1
+--          job_1 org_1 free m 5000 300 1700000000000 1700000360000 monthly|UTC|plan|0|0 256 admit local 9 1 30000 '' organization:org_1
 --          -> {'admitted', '20', '19', '3660000', '20000', '19700', '61000'}
 -- Atomic: every write stands below the last check, so a refusal, a 'load' or a 'plan' leaves every key as it was.
 --
@@ -38,7 +39,7 @@
 -- long as the window ever sees more than the limit, and room comes back at most one sixtieth late.
 local job, organization, plan_slug, model = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local worst, worst_tokens, now = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local explain = ARGV[11] == '1'
+local explain = ARGV[11] == 'explain'
 local KEYS_BEFORE, ARGS_BEFORE = 16, 16
 local is_known = ARGV[16] ~= ''
 local PERIODS = {'daily', 'monthly'}
@@ -284,7 +285,7 @@ for _, pair in ipairs({{'organization', KEYS[11], tonumber(plan[4])}, {'key', KE
 end
 
 -- the model's queue (aiscale/wire/lua/queue.lua): whether anybody works it off, and whether there is room
-if not is_known then
+if not is_known and ARGV[10] ~= '' then
   local queue_limits = redis.call('HMGET', KEYS[3], 'max_queued', 'max_wait_s')
   local served_at, patience_ms = tonumber(redis.call('GET', KEYS[14]) or nil), tonumber(ARGV[15])
   local served = not served_at or patience_ms == 0 or now - served_at < patience_ms
@@ -315,6 +316,7 @@ for _, scope in ipairs(scopes) do
   end
 end
 if explain then return report end
+if ARGV[11] == 'check' then return admitted() end
 
 -- admitted: from here on it only writes
 for _, scope in ipairs(scopes) do

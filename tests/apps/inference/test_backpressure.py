@@ -64,7 +64,7 @@ async def is_full(cast: Cast, worst_tokens: int) -> bool:
         priority=cast.organization.plan.priority,
     )
     now_ms = time.time_ns() // 1_000_000
-    report: Any = await run_gate(redis_clients.get_async(), ask, plan=cast.caller.plan, now_ms=now_ms, explain=True)
+    report: Any = await run_gate(redis_clients.get_async(), ask, plan=cast.caller.plan, now_ms=now_ms, mode="explain")
     [verdict] = [check[1] for check in report[1:] if check[0] == "queue_full"]
     return bool(verdict == "refuse")
 

@@ -379,7 +379,7 @@ async def test_a_web_process_that_dies_is_settled_by_what_was_seen(
         async def say_nothing(self: Any, *_: Any) -> None:
             await asyncio.sleep(3600)
 
-        monkeypatch.setattr(relays.Relay, "_finish", say_nothing)
+        monkeypatch.setattr(relays.Relay, "finish", say_nothing)
         for task in asyncio.all_tasks():
             if "Relay" in repr(task.get_coro()):
                 task.cancel()

@@ -176,7 +176,7 @@ async def test_the_queues_numbers_are_explained(client: Redis) -> None:
     from aiscale import redis as redis_clients
 
     report = await run_gate(
-        redis_clients.get_async(), ask, plan="free", now_ms=time.time_ns() // 1_000_000, explain=True
+        redis_clients.get_async(), ask, plan="free", now_ms=time.time_ns() // 1_000_000, mode="explain"
     )
     checks = {check[0]: check[1:] for check in report[1:]}
     verdict, *facts = checks["queue_full"]
