@@ -37,6 +37,8 @@ class BillingTag(msgspec.Struct, frozen=True, kw_only=True):
     hold_tokens: int = 0
     """How many tokens were counted at ``admitted_at_ms``, at the most; what was not used is given back."""
     provider: str = LOCAL_PROVIDER
+    is_internal: bool = False
+    """Whether we ask it for reasons of our own, such as the screening of a message: it costs nothing, and is on nobody's bill."""
 
 
 class Grammar(msgspec.Struct, frozen=True, kw_only=True):

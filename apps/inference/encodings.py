@@ -97,7 +97,8 @@ async def encode_for_us(
     suffix: str,
     deadline_s: float,
 ) -> Rows:
-    """Encode inputs of a request that is admitted already, for reasons of our own: it costs the caller nothing and counts for nothing.
+    """Encode inputs of a request that is admitted already, for reasons of our own: it costs the caller nothing, counts for nothing
+    and is in no usage record.
 
     ``suffix`` tells the job from the request's own. I/O: one Redis trip to send. Raises: AiscaleError.
     """
@@ -114,6 +115,7 @@ async def encode_for_us(
         completion_nanousd_per_token=0,
         hold_nanousd=0,
         admitted_at_ms=now_ms,
+        is_internal=True,
     )
     job_id = lanes.name_job(request_id) + suffix
     return await _run(model, inputs, tag, plan, job_id, now_ms + int(deadline_s * 1000), {}, held=False)

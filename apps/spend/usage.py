@@ -120,11 +120,13 @@ def record(events: Iterable[Finished]) -> set[str]:
     """Write what jobs used, and charge them in the ledger. Returns the job ids that were not known before.
 
     I/O: one transaction of seven statements, and what a passed threshold takes. All or none; a job that was recorded already is
-    left as it is. Raises: django.db.Error, AiscaleError.
+    left as it is, and an internal one leaves nothing and is never known. Raises: django.db.Error, AiscaleError.
     """
-    by_job = {event.job_id: event for event in events}
+    jobs = {event.job_id: event for event in events}
+    internal = {job_id for job_id, event in jobs.items() if event.billing.is_internal and not cost_of(event)}
+    by_job = {job_id: event for job_id, event in jobs.items() if job_id not in internal}
     if not by_job:
-        return set()
+        return internal
     rows = [_make_row(event) for event in by_job.values()]
     with transaction.atomic():
         with connection.cursor() as cursor:
@@ -133,7 +135,7 @@ def record(events: Iterable[Finished]) -> set[str]:
         charged = sorted(job_id for job_id in fresh if cost_of(by_job[job_id]))
         if charged:
             ledger.write([_make_posting(by_job[job_id]) for job_id in charged])
-    return fresh
+    return fresh | internal
 
 
 def month_summary(organization_id: str) -> MonthSummary:
