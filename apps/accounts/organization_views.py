@@ -110,7 +110,7 @@ def show_organization(request: HttpRequest, place: Membership) -> HttpResponse:
 
 
 @require_POST
-@for_members(Right.SET_CACHE, back="accounts:organization")
+@for_members(Right.SET_CACHE, back="inference:cache")
 def set_semantic_cache(request: HttpRequest, place: Membership) -> HttpResponse:
     """Let alike questions share answers, or not."""
     is_on = request.POST.get("semantic_cache") == "on"
@@ -123,7 +123,7 @@ def set_semantic_cache(request: HttpRequest, place: Membership) -> HttpResponse:
     )
     words = f"share answers now, of which at most {changed.semantic_max_error_percent} % may be wrong"
     messages.success(request, f"Alike questions {words if is_on else 'are each answered by the model now'}.")
-    return redirect("accounts:organization", place.organization.public_id)
+    return redirect("inference:cache", place.organization.public_id)
 
 
 @require_http_methods(["GET", "HEAD"])

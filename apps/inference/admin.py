@@ -15,7 +15,7 @@ from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextInputWidget
 
 from aiscale.money_forms import format_per_million
 from apps.accounts import audit
-from apps.inference import version_admin  # noqa: F401  # registers its page
+from apps.inference import purge_admin, version_admin  # noqa: F401  # register their pages
 from apps.inference.cache import generations
 from apps.inference.models import Model, ModerationFlag, Upstream
 from apps.inference.upstream_client import is_allowed

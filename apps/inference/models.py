@@ -204,6 +204,10 @@ class CacheGeneration(models.Model):
     number = models.PositiveBigIntegerField(default=0)
     purged_at = models.DateTimeField(auto_now=True)
 
+    class Meta:
+        verbose_name = "purge of known answers"
+        verbose_name_plural = "purges of known answers"
+
     def __str__(self) -> str:
         return f"{self.scope}: {self.number}"
 

@@ -76,7 +76,7 @@ class TripForm(forms.Form):
         if not target:
             self.add_error("target", "Say which one.")
             return ""
-        scope = f"{kind}:{_find_organization(target) if kind == 'organization' else target}"
+        scope = f"{kind}:{find_organization(target) if kind == 'organization' else target}"
         self._check("target", lambda: killswitch.check_scope(scope))
         return scope
 
@@ -122,7 +122,7 @@ class ReleaseForm(forms.Form):
     )
 
 
-def _find_organization(text: str) -> str:
+def find_organization(text: str) -> str:
     """Return the id of the one organization that ``text`` names, else ``text``."""
     found = Organization.objects.filter(
         Q(public_id=text) | Q(name__iexact=text) | Q(personal_of__email__iexact=text)

@@ -81,6 +81,14 @@ def find_risk(similarity: float, observations: Sequence[Observation], prior: Gri
     return float(1.0 - (weights * _curve(similarity)).sum() / weights.sum())
 
 
+def find_threshold(observations: Sequence[Observation], prior: Grid, max_error_rate: float) -> float | None:
+    """Return from which similarity on (in hundredths) an entry's answer may be given at all; None when for no prompt, however alike."""
+    for hundredths in range(round(NEAR * 100), 101):
+        if find_risk(hundredths / 100, observations, prior) <= MOST_RISK * max_error_rate:
+            return hundredths / 100
+    return None
+
+
 def learn_prior(entries: Sequence[Sequence[Observation]]) -> Grid:
     """Return how curves are spread over the entries that were observed, the first prior with the word of a few."""
     base = make_prior()

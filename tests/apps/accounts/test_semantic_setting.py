@@ -26,11 +26,11 @@ def known(raw: str) -> float | None:
     return async_to_sync(callers.get_by_key)(raw).semantic_max_error_percent
 
 
-def test_it_is_said_on_the_settings_page_and_requests_know_it(cast: Cast) -> None:
+def test_it_is_said_on_the_cache_page_and_requests_know_it(cast: Cast) -> None:
     browser = Client()
     browser.force_login(cast.user)
     base = f"/account/organizations/{cast.organization.public_id}/"
-    assert known(cast.raw) is None and b"Semantic cache" in browser.get(base).content
+    assert known(cast.raw) is None and b"Semantic cache" in browser.get(f"{base}cache/").content
     page = browser.post(f"{base}semantic-cache/", {"semantic_cache": "on", "max_error_percent": "0,5"}, follow=True)
     assert b"at most 0.5 % may be wrong" in page.content and b"checked" in page.content
     assert known(cast.raw) == 0.5
@@ -53,7 +53,7 @@ def test_owners_and_admins_say_it(acme: Organization, role: str, may: bool) -> N
     browser = Client()
     browser.force_login(user)
     base = f"/account/organizations/{acme.public_id}/"
-    assert (b"Semantic cache" in browser.get(base).content) is may
+    assert (b"Semantic cache" in browser.get(f"{base}cache/").content) is may
     browser.post(f"{base}semantic-cache/", {"semantic_cache": "on", "max_error_percent": "3"})
     acme.refresh_from_db()
     assert acme.semantic_cache is may
