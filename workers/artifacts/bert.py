@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from aiscale.wire.manifest import GRAPH_FILE, PADDED_GRAPH_FILE
 from workers.artifacts.calibration import Observed, observe
+from workers.artifacts.codes import FINER, ZERO_CODE, choose_codes
 from workers.artifacts.errors import ConversionError
 from workers.artifacts.graph import FLOAT, INT32, INT64, MICROSOFT, GraphWriter
 from workers.artifacts.rounding import round_to_int8
@@ -29,6 +30,8 @@ Precision = Literal["fp32", "int8"]
 
 _HEADROOM = 2.0
 """How much further than the sample's inputs the codes reach; what lies beyond is cut."""
+_MOST_COPIES = 24
+"""Further columns for wide channels (see `codes`): gathering a value costs as much as multiplying it some hundred times."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,8 @@ class _BertGraph:
         if self.seen is None:
             return [self._float_product(name, value) for name in names]
         self._round(names, self.seen[site].moment)
+        if len(names) == 1 and self.shape.hidden == len(self.seen[site].lows):
+            return [self._joined_product(site, names[0], value, self.seen[site])]
         codes = self._quantize(site, value, self.seen[site])
         return [self._integer_product(name, codes) for name in names]
 
@@ -200,7 +205,8 @@ class _BertGraph:
         ten times as wide as all others: eight bits alone lose the narrow ones (cosine 0.992), sixteen do not (decision 0020).
         """
         graph = self.graph
-        low, high = min(seen.low, 0.0) * _HEADROOM, max(seen.high, 1e-3) * _HEADROOM
+        low = min(float(seen.lows.min()), 0.0) * _HEADROOM
+        high = max(float(seen.highs.max()), 1e-3) * _HEADROOM
         step = np.float32((high - low) / 255)
         scale = graph.constant(f"{site}.scale", np.array(step))
         zero = graph.constant(f"{site}.zero", np.array(np.clip(np.rint(-low / step), 0, 255), np.uint8))
@@ -219,6 +225,36 @@ class _BertGraph:
             given = [codes_name, weight, scale, spread, zero, *(bias if not parts else ())]
             parts.append(self.graph.node("MatMulIntegerToFloat", given, domain=MICROSOFT))
         return self.graph.node("Add", parts)
+
+    def _joined_product(self, site: str, name: str, value: str, seen: Observed) -> str:
+        """Multiply an input, what its codes leave of it, and the further columns of its wide channels in one product.
+
+        One product writes its floats once, which is what costs most where they are many. Where the input is wider than the output,
+        or shared by three products, two products a weight are faster.
+        """
+        graph, plan = self.graph, choose_codes(seen.lows, seen.highs, _MOST_COPIES)
+        scale = graph.constant(f"{site}.scale", np.array(plan.step, np.float32))
+        fine = graph.constant(f"{site}.fine", np.array(plan.step / FINER, np.float32))
+        zero = graph.constant("middle", np.array(ZERO_CODE, np.uint8))
+        first = graph.node("QuantizeLinear", [value, scale, zero])
+        rest = graph.node("Sub", [value, graph.node("DequantizeLinear", [first, scale, zero])])
+        parts = [first, graph.node("QuantizeLinear", [rest, fine, zero])]
+        if len(plan.copied):
+            wide = graph.node("Gather", [value, graph.constant(f"{site}.wide", plan.copied)], axis=1)
+            moved = graph.node("Sub", [wide, graph.constant(f"{site}.shifts", plan.shifts)])
+            parts.append(graph.node("QuantizeLinear", [moved, scale, zero]))
+        codes, scales = self.rounded[name]
+        excess = (plan.excess @ codes.astype(np.float64)) * scales
+        given = [
+            graph.node("Concat", parts, axis=1),
+            graph.constant(f"{name}.codes", plan.widen(codes)),
+            scale,
+            graph.constant(f"{name}.scales", scales),
+            zero,
+            "",
+            graph.constant(f"{name}.bias", (self._read(f"{name}.bias") - excess).astype(np.float32)),
+        ]
+        return graph.node("MatMulIntegerToFloat", given, domain=MICROSOFT)
 
     def _round(self, names: list[str], moment: NDArray[np.float64]) -> None:
         """Round the weights of one site together, once for all graphs; they are kept as ``[in, out]``."""

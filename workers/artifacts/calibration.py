@@ -16,10 +16,11 @@ _MIXED, _MIXED_WORDS, _ALONE, _MARKS = 80, 40, 300, ".?!-=*#/"
 
 @dataclass(frozen=True)
 class Observed:
-    """Sum up the inputs ``x`` of one site: the least and the largest value, and ``moment``, the mean of ``x x^T``, ``[in, in]``."""
+    """Sum up the inputs ``x`` of one site: each channel's least and largest value, float32 ``[in]``, and ``moment``, the mean of
+    ``x x^T``, ``[in, in]``."""
 
-    low: float
-    high: float
+    lows: NDArray[np.float32]
+    highs: NDArray[np.float32]
     moment: NDArray[np.float64]
 
 
@@ -40,7 +41,7 @@ def observe(graph: Path, sites: Mapping[str, str], sample: list[list[int]]) -> d
 
 
 def _sum_up(rows: NDArray[np.float32]) -> Observed:
-    return Observed(float(rows.min()), float(rows.max()), (rows.T @ rows / len(rows)).astype(np.float64))
+    return Observed(rows.min(axis=0), rows.max(axis=0), (rows.T @ rows / len(rows)).astype(np.float64))
 
 
 def read_sample(tokenizer: Path, context_tokens: int) -> list[list[int]]:
