@@ -6,6 +6,7 @@ import msgspec
 
 from aiscale.wire.events import Delta, Finished
 from apps.accounts.callers import Caller
+from apps.gateway import obfuscation
 from apps.gateway.cache_wishes import read_wish
 from apps.gateway.chat_choices import Choices, describe_logprobs, describe_part, describe_piece, word_end
 from apps.gateway.chat_schema import ChatBody, read_chat
@@ -42,6 +43,7 @@ async def _answer_whole(exchange: Exchange, chat: ChatBody, run: Run) -> None:
 
 async def _stream(exchange: Exchange, chat: ChatBody, run: Run) -> None:
     with_usage = chat.stream_options is not None and chat.stream_options.include_usage
+    exchange.obfuscates = obfuscation.is_wished(chat.stream_options)
     head = _head(run, "chat.completion.chunk") | ({"usage": None} if with_usage else {})
     called: set[int] = set()
     async for event in with_silences(run.events()):

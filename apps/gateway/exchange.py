@@ -14,6 +14,7 @@ from apps.accounts.callers import Caller
 from apps.gateway.compression import COMPRESSED_FROM_BYTES, choose_encoding, compress, decompress
 from apps.gateway.cors import make_headers
 from apps.gateway.dialects import Dialect, choose_dialect
+from apps.gateway.obfuscation import pad
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -55,6 +56,8 @@ class Exchange:
         self.left = False
         """Whether the client is gone: nothing is sent any more."""
         self._recording: Recording | None = None
+        self.obfuscates = False
+        """Whether the events of its stream are padded."""
         self.started = False
         """Whether the answer's status was sent."""
         self._began = time.perf_counter()
@@ -163,6 +166,8 @@ class Exchange:
 
     async def send_event(self, value: Any, name: str | None = None) -> None:
         """Send one server-sent event, under ``name`` when the dialect names its events."""
+        if self.obfuscates:
+            value = pad(value)
         head = b"event: " + name.encode() + b"\ndata: " if name else b"data: "
         await self.send_part(head + _encode(value) + b"\n\n")
 

@@ -8,6 +8,7 @@ from typing import Any
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire.events import Delta, Event, Finished
 from apps.accounts.callers import Caller
+from apps.gateway import obfuscation
 from apps.gateway.cache_wishes import read_wish
 from apps.gateway.chat_schema import read_bias, read_stop
 from apps.gateway.exchange import Exchange
@@ -125,6 +126,7 @@ async def _answer_whole(exchange: Exchange, text: TextBody, answers: list[Answer
 
 async def _stream(exchange: Exchange, text: TextBody, runs: list[Run], echoes: list[str]) -> None:
     with_usage = text.stream_options is not None and text.stream_options.include_usage
+    exchange.obfuscates = obfuscation.is_wished(text.stream_options)
     head = _head(runs[0]) | ({"usage": None} if with_usage else {})
     ends: list[Finished] = []
     offsets = [Offsets() for _ in range(len(runs) * text.n)]

@@ -5,7 +5,7 @@ from typing import Any
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire.events import Delta, Finished, ToolCallPart
 from apps.accounts.callers import Caller, on_thread
-from apps.gateway import parameters
+from apps.gateway import obfuscation, parameters
 from apps.gateway.cache_wishes import read_wish
 from apps.gateway.chat_choices import Calls
 from apps.gateway.exchange import Exchange
@@ -59,6 +59,7 @@ async def answer_creation(exchange: Exchange, caller: Caller, body: bytes) -> No
             run.detach()
             await exchange.send_json(200, head, run.headers)
         elif wanted.stream:
+            exchange.obfuscates = obfuscation.is_wished(wanted.stream_options)
             await Stream(exchange, head, run).send()
         else:
             await exchange.send_json(200, await _wait(head, run), run.headers)

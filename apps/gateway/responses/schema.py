@@ -15,7 +15,6 @@ MAX_METADATA, MAX_METADATA_NAME, MAX_METADATA_VALUE = 16, 64, 512
 
 HARMLESS = frozenset(
     {
-        "include",
         "prompt_cache_key",
         "prompt_cache_retention",
         "safety_identifier",
@@ -23,7 +22,7 @@ HARMLESS = frozenset(
         "user",
     }
 )
-"""They change nothing in an answer: labels, hints, and extras of kinds of output that are not made here."""
+"""They change nothing in an answer: labels and hints."""
 
 DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "context_management": ([],),
@@ -34,6 +33,20 @@ DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
+
+
+INCLUDABLE = frozenset(
+    {
+        "code_interpreter_call.outputs",
+        "computer_call_output.output.image_url",
+        "file_search_call.results",
+        "message.input_image.image_url",
+        "reasoning.encrypted_content",
+        "web_search_call.action.sources",
+        "web_search_call.results",
+    }
+)
+"""Extras of kinds of output that are not made here: whoever asks for them gets all that there are."""
 
 
 class ResponseStreamOptions(msgspec.Struct, kw_only=True):
@@ -65,6 +78,7 @@ class ResponseBody(msgspec.Struct, kw_only=True):
     tools: list[dict[str, Any]] = []
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    include: list[str] = []
     text: TextSettings = msgspec.field(default_factory=TextSettings)
     cache: CacheOption | None = None
 
@@ -92,6 +106,10 @@ def read_response(body: bytes) -> tuple[ResponseBody, list[ChatMessage]]:
     if wanted.background and wanted.tools:
         message = "A background response cannot call tools. Leave out background, or tools."
         raise AiscaleError(Code.UNSUPPORTED_PARAMETER, message, param="tools")
+    for index, extra in enumerate(wanted.include):
+        if extra not in INCLUDABLE:
+            message = f"{extra[:60]!r} cannot be included here. Leave it out."
+            raise AiscaleError(Code.UNSUPPORTED_PARAMETER, message, param=f"include[{index}]")
     check_metadata(wanted.metadata)
     return wanted, read_items(wanted.input)
 
