@@ -18,6 +18,7 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_BEGINNING = re.compile(r'\s*\{\s*"name"\s*:\s*"([a-zA-Z0-9_-]{1,64})"\s*,\s*"arguments"\s*:\s*(?=\{)')
 _BLANK_END = re.compile(r"\s*\Z")
 
 
@@ -85,47 +86,111 @@ def make_grammar(tools: Tools, specials: tuple[str, ...]) -> Grammar | None:
     return Grammar(kind="lark", source="\n".join(lines))
 
 
+class ObjectEnd:
+    """Find where a JSON object ends that comes in pieces, from its first brace on."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = self._escaped = False
+
+    def find(self, text: str) -> int | None:
+        """Return how much of the next piece belongs to it; None when all does, and it goes on.
+
+        What is no JSON ends before the first ``<`` outside a string: there the model closes its call all the same.
+        """
+        for index, char in enumerate(text):
+            if self._escaped:
+                self._escaped = False
+            elif self._in_string:
+                self._escaped, self._in_string = char == "\\", char != '"'
+            elif char == '"':
+                self._in_string = True
+            elif char == "<":
+                return index
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]":
+                self._depth -= 1
+                if self._depth <= 0:
+                    return index + 1
+        return None
+
+
 class CallReader:
-    """Tell calls from text in one choice of an answer, as it comes. A call is told when it is whole."""
+    """Tell calls from text in one choice of an answer, as it comes.
+
+    A call is told piece by piece, once it names a tool and an object begins as its arguments. One that is written otherwise is told when
+    it is whole, since only then it is known to be one.
+    """
 
     def __init__(self, tools: Tools) -> None:
         self._names = {tool.name for tool in tools.tools}
         self._held = ""
         self._inside = False
+        self._arguments: ObjectEnd | None = None
+        """Set while the arguments of a call are told."""
+        self._is_told = False
+        """Whether the call that we are inside of has been told."""
         self.count = 0
         """How many calls were read."""
 
     def take(self, text: str) -> tuple[str, tuple[ToolCallPart, ...]]:
-        """Return the text that is none of a call, and the calls that became whole."""
+        """Return the text that is none of a call, and what is new of calls."""
         self._held += text
         said: list[str] = []
-        calls: list[ToolCallPart] = []
-        while True:
-            before, mark, after = self._held.partition(CLOSE if self._inside else OPEN)
-            if not mark:
-                break
-            self._held = after
-            if self._inside:
-                self._close(before, f"{OPEN}{before}{CLOSE}", said, calls)
-            else:
-                self._say(before.rstrip(), said)
-            self._inside = not self._inside
+        parts: list[ToolCallPart] = []
+        while self._take_arguments(parts) or self._take_mark(said, parts):
+            pass
         if not self._inside:
             keep = self._count_undecided()
             self._say(self._held[: len(self._held) - keep], said)
             self._held = self._held[len(self._held) - keep :]
-        return "".join(said), tuple(calls)
+        return "".join(said), join_parts(parts)
 
     def end(self) -> tuple[str, tuple[ToolCallPart, ...]]:
         """Return what was held back: nothing more comes."""
         said: list[str] = []
-        calls: list[ToolCallPart] = []
-        if self._inside:
-            self._close(self._held, f"{OPEN}{self._held}", said, calls)
-        else:
+        parts: list[ToolCallPart] = []
+        if self._arguments is not None:
+            self.count += 1
+        elif self._inside and not self._is_told:
+            self._close(self._held, f"{OPEN}{self._held}", said, parts)
+        elif not self._inside:
             self._say(self._held, said)
-        self._held, self._inside = "", False
-        return "".join(said), tuple(calls)
+        self._held, self._inside, self._arguments, self._is_told = "", False, None, False
+        return "".join(said), tuple(parts)
+
+    def _take_arguments(self, parts: list[ToolCallPart]) -> bool:
+        """Tell what is there of a call's arguments, or begin to. True when more can be read now."""
+        if self._arguments is None:
+            begun = _BEGINNING.match(self._held) if self._inside and not self._is_told else None
+            if begun is None or begun.group(1) not in self._names:
+                return False
+            parts.append(ToolCallPart(index=self.count, id=make_call_id(), name=begun.group(1)))
+            self._held, self._arguments = self._held[begun.end() :], ObjectEnd()
+        size = self._arguments.find(self._held)
+        arguments = self._held[:size]
+        if arguments:
+            parts.append(ToolCallPart(index=self.count, arguments=arguments))
+        self._held = self._held[len(arguments) :]
+        if size is None:
+            return False
+        self._arguments, self._is_told = None, True
+        self.count += 1
+        return True
+
+    def _take_mark(self, said: list[str], parts: list[ToolCallPart]) -> bool:
+        """Read up to where a call begins or ends. False when that is not there yet."""
+        before, mark, after = self._held.partition(CLOSE if self._inside else OPEN)
+        if not mark:
+            return False
+        self._held = after
+        if not self._inside:
+            self._say(before.rstrip(), said)
+        elif not self._is_told:
+            self._close(before, f"{OPEN}{before}{CLOSE}", said, parts)
+        self._inside, self._is_told = not self._inside, False
+        return True
 
     def _say(self, text: str, said: list[str]) -> None:
         # white space between calls is none of the answer
@@ -159,6 +224,17 @@ class CallReader:
         part = next((size for size in range(len(OPEN) - 1, 0, -1) if held.endswith(OPEN[:size])), 0)
         found = _BLANK_END.search(held[: len(held) - part])
         return part + (len(found.group()) if found else 0)
+
+
+def join_parts(parts: list[ToolCallPart]) -> tuple[ToolCallPart, ...]:
+    """Make one of neighbours that belong to the same call."""
+    joined: list[ToolCallPart] = []
+    for part in parts:
+        if joined and joined[-1].index == part.index:
+            before = joined.pop()
+            part = msgspec.structs.replace(before, arguments=before.arguments + part.arguments)
+        joined.append(part)
+    return tuple(joined)
 
 
 def make_call_id() -> str:
