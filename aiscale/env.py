@@ -117,6 +117,8 @@ class Env:
     """The longest sequence the engine keeps; a model's own limit may be lower."""
     worker_concurrency: int
     """Tickets that a worker works on at once: each running generation takes one, each encoder two."""
+    busy_ms: int
+    """How soon a web process should finish what it takes: of more, it refuses what comes as OVERLOADED. 0: it takes everything."""
     queue_limit: int
     """The most jobs that may wait for one model before the gate answers QUEUE_FULL."""
     unserved_s: int
@@ -183,6 +185,7 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
         worker_models=read_list(e, "AISCALE_WORKER_MODELS"),
         context_tokens=read_int(e, "AISCALE_CONTEXT_TOKENS", 4096, low=128, high=1_048_576),
         worker_concurrency=read_int(e, "AISCALE_WORKER_CONCURRENCY", max(64, slots + 16), low=1, high=1024),
+        busy_ms=read_int(e, "AISCALE_BUSY_MS", 150, low=0, high=60_000),
         queue_limit=read_int(e, "AISCALE_QUEUE_LIMIT", 256, low=1, high=1_000_000),
         unserved_s=read_int(e, "AISCALE_UNSERVED_S", 30, low=0, high=86_400),
         request_deadline_s=read_int(e, "AISCALE_REQUEST_DEADLINE_S", 300, low=5, high=3600),

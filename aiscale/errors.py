@@ -39,6 +39,7 @@ class Code(StrEnum):
     BUDGET_EXHAUSTED = "insufficient_quota"
     KILLED = "killed"
     QUEUE_FULL = "queue_full"
+    OVERLOADED = "overloaded"
     BACKEND_UNAVAILABLE = "backend_unavailable"
     MODERATION_UNAVAILABLE = "moderation_unavailable"
     # after admission

@@ -9,11 +9,12 @@ from typing import Any
 from django.conf import settings
 from django.db import Error as DatabaseError
 
+from aiscale import overload
 from aiscale.errors import AiscaleError, Code
 from aiscale.redis import UNAVAILABLE, unavailable
 from apps.accounts import callers
 from apps.accounts.callers import Caller
-from apps.gateway import idempotency
+from apps.gateway import idempotency, shedding
 from apps.gateway.cors import make_preflight_headers
 from apps.gateway.endpoints import ROUTER
 from apps.gateway.exchange import Disconnected, Exchange, Receive, Scope, Send
@@ -30,9 +31,21 @@ class GatewayApplication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/v1" or scope["path"].startswith("/v1/"):
-            await _answer(Exchange(scope, receive, send))
+            await _take_in(scope, receive, send)
         else:
             await self._fallback(scope, receive, send)
+
+
+async def _take_in(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request, unless it is one too many."""
+    place = overload.enter()
+    if place is None:
+        await shedding.refuse(scope, send)
+        return
+    try:
+        await _answer(Exchange(scope, receive, send))
+    finally:
+        place.leave()
 
 
 async def _answer(exchange: Exchange) -> None:

@@ -55,7 +55,7 @@ class _Anthropic(Dialect):
     name = "anthropic"
 
     def status_of(self, error: AiscaleError) -> int:
-        if error.code is Code.QUEUE_FULL:
+        if error.code in (Code.QUEUE_FULL, Code.OVERLOADED):
             return OVERLOADED
         return STATUSES[error.code][0]
 

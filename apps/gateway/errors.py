@@ -37,6 +37,7 @@ STATUSES: dict[Code, tuple[int, str]] = {
     Code.BUDGET_EXHAUSTED: (429, _QUOTA),
     Code.KILLED: (503, _SERVER),
     Code.QUEUE_FULL: (503, _SERVER),
+    Code.OVERLOADED: (503, _SERVER),
     Code.BACKEND_UNAVAILABLE: (503, _SERVER),
     Code.MODERATION_UNAVAILABLE: (503, _SERVER),
     Code.WORKER_LOST: (502, _SERVER),

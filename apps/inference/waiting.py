@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 
+from aiscale import overload
 from aiscale import redis as redis_clients
 from aiscale.wire.events import Delta, Encoded, Event, Started
 from apps.inference import queue, replies
@@ -22,7 +23,7 @@ class Wait:
         self.job_id = job_id
         self._deadline_at_ms = deadline_at_ms
         self._reader = replies.get_reader()
-        self._queue = self._reader.subscribe(job_id)
+        self._inbox = self._reader.subscribe(job_id)
         self._next_seq = 0
         self.gone = asyncio.Event()
         """Set when who waited has left before the end."""
@@ -40,10 +41,11 @@ class Wait:
 
     def take(self, event: Event) -> None:
         """Hand in an event that was made in this process."""
-        self._queue.put_nowait(event)
+        self._inbox.put_nowait(event)
 
     async def events(self) -> AsyncIterator[Event]:
         """Yield events; the last is `Finished`. Raises: AiscaleError (WORKER_LOST)."""
+        overload.wait_elsewhere()
         while not self.ended:
             event = await self._next()
             if isinstance(event, Started):
@@ -80,11 +82,10 @@ class Wait:
 
     async def _next(self) -> Event:
         while True:
-            try:
-                async with asyncio.timeout(replies.CHECK_EVERY_S):
-                    return await self._queue.get()
-            except TimeoutError:
-                await self._check()
+            event = await self._inbox.get(replies.CHECK_EVERY_S)
+            if event is not None:
+                return event
+            await self._check()
 
     async def _check(self) -> None:
         """Look whether waiting still makes sense. Raises: AiscaleError (WORKER_LOST)."""
@@ -97,5 +98,5 @@ class Wait:
         if state in (None, "done"):
             # its end may be on the way: one more second
             await asyncio.sleep(1.0)
-            if self._queue.empty():
+            if self._inbox.empty():
                 raise replies.lost(self.job_id)

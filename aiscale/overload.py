@@ -1,0 +1,114 @@
+"""Know when this process has begun more requests than it can finish soon, so that it can say no to more before they cost anything.
+
+An event loop takes all that comes, and everybody waits for everybody: at ten times the load that it holds, all answers take seconds. So a
+request has a place from its first step until it is answered, or until it waits for somebody else (a worker, an upstream). The places are
+as many as can be finished within `AISCALE_BUSY_MS` at the pace that this process was seen to keep: no figure to tune for a machine. A
+short burst gets more of them than a crowd that stays. See ``aiscale/decisions/0052-say-no-early.md``.
+"""
+
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+
+from django.conf import settings
+
+EPOCH_S = 0.5
+"""How long the pace is measured. A request counts for two epochs at the most: what takes longer waits for somebody else."""
+BURST = 256
+"""Places of a process that was not crowded all through the last epoch."""
+FLOOR = 32
+"""Fewer requests than these are no crowd, and get their places whatever the pace."""
+
+
+class Epoch:
+    """Count the unfinished requests that began in a stretch of time."""
+
+    __slots__ = ("unfinished",)
+
+    def __init__(self) -> None:
+        self.unfinished = 0
+
+
+class Place:
+    """Be the place of one request."""
+
+    __slots__ = ("_crowd", "_epoch")
+
+    def __init__(self, crowd: "Crowd", epoch: Epoch) -> None:
+        self._crowd, self._epoch = crowd, epoch
+
+    def leave(self) -> None:
+        """Make room. Idempotent."""
+        epoch, self._epoch = self._epoch, _LEFT
+        if epoch is not _LEFT:
+            epoch.unfinished -= 1
+            self._crowd.note_leaving()
+
+
+_LEFT = Epoch()
+
+
+class Crowd:
+    """Count those that are worked on, and tell who is one too many."""
+
+    def __init__(self, within_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """``within_s``: how soon what is taken should be finished; 0: take everything."""
+        self._within_s, self._clock = within_s, clock
+        self._young, self._older = Epoch(), Epoch()
+        self._began = clock()
+        self._finished = self._fewest = 0
+        self.places = BURST
+
+    @property
+    def count(self) -> int:
+        return self._young.unfinished + self._older.unfinished
+
+    def enter(self) -> Place | None:
+        """Take a place; None when there is none. I/O: none."""
+        now_s = self._clock()
+        if now_s - self._began >= EPOCH_S:
+            self._turn(now_s)
+        if self.count >= self.places and self._within_s:
+            return None
+        self._young.unfinished += 1
+        return Place(self, self._young)
+
+    def note_leaving(self) -> None:
+        self._finished += 1
+        self._fewest = min(self._fewest, self.count)
+
+    def _turn(self, now_s: float) -> None:
+        """Begin an epoch: count anew, and learn how many places there are from the one that ends."""
+        elapsed_s = now_s - self._began
+        # an epoch that nobody ended for long was a pause, and no crowd
+        is_crowded = self._fewest >= FLOOR and elapsed_s < 2 * EPOCH_S
+        self.places = max(FLOOR, int(self._finished / elapsed_s * self._within_s)) if is_crowded else BURST
+        self._older, self._young = self._young, Epoch()
+        self._began, self._finished, self._fewest = now_s, 0, self.count
+
+
+_crowd: Crowd | None = None
+_place: ContextVar[Place | None] = ContextVar("place", default=None)
+
+
+def get_crowd() -> Crowd:
+    """Return this process's crowd."""
+    global _crowd
+    if _crowd is None:
+        _crowd = Crowd(settings.ENV.busy_ms / 1000)
+    return _crowd
+
+
+def enter() -> Place | None:
+    """Take a place for the running task's request; None when there is none, and it is to be refused. I/O: none."""
+    place = get_crowd().enter()
+    if place is not None:
+        _place.set(place)
+    return place
+
+
+def wait_elsewhere() -> None:
+    """Give the running task's place back, where it has one: from here on it waits for a worker or an upstream. I/O: none."""
+    place = _place.get()
+    if place is not None:
+        place.leave()

@@ -1,0 +1,100 @@
+"""A process takes as many requests as it can finish soon, at the pace it was seen to keep, and says no to the rest (D1)."""
+
+from aiscale.overload import BURST, EPOCH_S, FLOOR, Crowd, Place
+
+
+class Server:
+    """Finish requests one after the other at a fixed pace, on a clock of its own."""
+
+    def __init__(self, per_second: float, within_s: float = 0.15) -> None:
+        self.now_s = 0.0
+        self.crowd = Crowd(within_s, lambda: self.now_s)
+        self.begun: list[tuple[float, Place]] = []
+        self.waits_s: list[float] = []
+        self.refused = 0
+        self._step_s = 1 / per_second
+
+    def run(self, seconds: float, arrivals_per_second: float) -> None:
+        ends_at, due_s = self.now_s + seconds, self.now_s
+        while self.now_s < ends_at:
+            while due_s <= self.now_s:
+                due_s += 1 / arrivals_per_second
+                place = self.crowd.enter()
+                if place is None:
+                    self.refused += 1
+                else:
+                    self.begun.append((self.now_s, place))
+            if self.begun:
+                began_s, place = self.begun.pop(0)
+                place.leave()
+                self.waits_s.append(self.now_s - began_s)
+            self.now_s += self._step_s
+
+
+def test_ten_times_the_load_leaves_answers_fast_and_refuses_the_rest() -> None:
+    server = Server(per_second=1_000)
+    server.run(2, 900)
+    assert server.refused == 0 and max(server.waits_s) < 0.01
+    server.waits_s.clear()
+    server.run(10, 10_000)
+    assert server.refused > 85_000
+    assert len(server.waits_s) > 9_500, "what can be answered is answered"
+    settled = server.waits_s[1_500:]
+    assert max(settled) < 0.2, "and soon"
+    server.run(2, 900)
+    refused = server.refused
+    server.run(2, 900)
+    assert server.refused == refused, "once the crowd is gone nobody is refused"
+
+
+def test_a_slow_machine_has_fewer_places_and_a_fast_one_more() -> None:
+    places = []
+    for pace in (100, 1_000, 4_000):
+        server = Server(per_second=pace)
+        server.run(5, 10 * pace)
+        places.append(server.crowd.places)
+    assert places[0] == FLOOR and 130 < places[1] < 170 and 550 < places[2] < 650
+
+
+def test_a_burst_after_a_pause_finds_room() -> None:
+    server = Server(per_second=1_000)
+    server.run(2, 500)
+    places = [server.crowd.enter() for _ in range(200)]
+    assert None not in places
+
+
+def test_who_waits_for_a_worker_is_no_crowd() -> None:
+    now_s = [0.0]
+    crowd = Crowd(0.15, lambda: now_s[0])
+    for _ in range(40 * BURST):
+        now_s[0] += 0.001
+        place = crowd.enter()
+        assert place is not None
+        # it is queued, and goes on for minutes
+        place.leave()
+    assert crowd.count == 0
+    place = crowd.enter()
+    assert place is not None
+    place.leave()
+    place.leave()
+    assert crowd.count == 0, "leaving twice counts once"
+
+
+def test_what_never_ends_takes_no_place_for_long() -> None:
+    now_s = [0.0]
+    crowd = Crowd(0.15, lambda: now_s[0])
+    hung = [crowd.enter() for _ in range(BURST)]
+    assert None not in hung and crowd.enter() is None
+    now_s[0] += 1.5 * EPOCH_S
+    assert crowd.enter() is None
+    now_s[0] += 1.5 * EPOCH_S
+    assert crowd.enter() is not None and crowd.count == 1
+    for place in hung:
+        assert place is not None
+        place.leave()
+    assert crowd.count == 1, "those who leave late make no room twice"
+
+
+def test_without_a_bound_everything_is_taken() -> None:
+    crowd = Crowd(0.0)
+    assert all(crowd.enter() is not None for _ in range(10 * BURST))
