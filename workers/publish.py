@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 INLINE_VECTORS_BYTES = 1 << 20
 """Vectors larger than this travel by reference (S4)."""
 RESULT_TTL_S = 120
+PROLONG_LOG_S = keys.JOB_LOG_TTL_S / 4
+"""How often a job's log is given its whole life again: for each token it would be a third of the commands."""
 MAX_WAITING = 200_000
 """Events that may wait for a Redis that is away; beyond it deltas are dropped, never ends."""
 
@@ -50,6 +52,8 @@ class JobInHand:
     claimed_at_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
     lease_end_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000 + keys.LEASE_MS)
     """Until when nobody else takes the job, by this worker's clock: the heartbeat pushes it ahead."""
+    log_kept_until_s: float = 0.0
+    """Until when nobody need prolong its log's life."""
     published: threading.Event = field(default_factory=threading.Event)
     """Set once the end is in Redis, or nothing more will be said."""
 
@@ -221,7 +225,7 @@ class Publisher:
     def _write(self, batch: list[tuple[JobInHand, Event]]) -> None:
         pipeline: Any = get_redis().pipeline(transaction=True)
         by_process: dict[str, list[bytes]] = {}
-        by_log: dict[str, list[bytes]] = {}
+        by_log: dict[JobInHand, list[bytes]] = {}
         ends: list[tuple[JobInHand, Finished]] = []
         for in_hand, event in batch:
             if isinstance(event, Finished):
@@ -230,16 +234,19 @@ class Publisher:
             data = codec.encode_event(event)
             by_process.setdefault(in_hand.job.reply_to, []).append(data)
             if in_hand.keep_log:
-                by_log.setdefault(in_hand.job.job_id, []).append(data)
+                by_log.setdefault(in_hand, []).append(data)
             if isinstance(event, Delta) and not in_hand.streamed:
                 pipeline.hset(keys.job_record(in_hand.job.job_id), "streamed", 1)
         for process_id, events in by_process.items():
             fields: Any = {str(index): data for index, data in enumerate(events)}
             pipeline.xadd(keys.replies(process_id), fields, maxlen=keys.REPLIES_MAXLEN, approximate=True)
             pipeline.expire(keys.replies(process_id), keys.REPLIES_TTL_S)
-        for job_id, events in by_log.items():
-            pipeline.xadd(keys.job_log(job_id), {str(index): data for index, data in enumerate(events)})
-            pipeline.expire(keys.job_log(job_id), keys.JOB_LOG_TTL_S)
+        now_s = time.monotonic()
+        lapsing = [in_hand for in_hand in by_log if in_hand.log_kept_until_s < now_s]
+        for in_hand, events in by_log.items():
+            pipeline.xadd(keys.job_log(in_hand.job.job_id), {str(index): data for index, data in enumerate(events)})
+        for in_hand in lapsing:
+            pipeline.expire(keys.job_log(in_hand.job.job_id), keys.JOB_LOG_TTL_S)
         calls = [_call_finish(end, in_hand) for in_hand, end in ends]
         for names, values in calls:
             pipeline.evalsha(digest_script("finish"), len(names), *names, *values)
@@ -251,6 +258,8 @@ class Publisher:
         for (in_hand, end), was_ours in zip(ends, ended, strict=True):
             if was_ours and in_hand.keep_log:
                 self.recent_ends.add(codec.encode_event(end))
+        for in_hand in lapsing:
+            in_hand.log_kept_until_s = now_s + PROLONG_LOG_S
         for in_hand, event in batch:
             in_hand.streamed = in_hand.streamed or isinstance(event, Delta)
 

@@ -9,7 +9,7 @@ from channels.routing import URLRouter
 from django.conf import settings
 from django.urls import path
 
-from apps.chat.consumers import ChatConsumer
+from apps.chat.consumers import STRAIGHT, ChatConsumer
 
 
 class OwnOriginOnly:
@@ -21,7 +21,7 @@ class OwnOriginOnly:
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         headers = dict(scope["headers"])
         if self._is_own(headers.get(b"origin", b"").decode("latin-1"), headers.get(b"host", b"").decode("latin-1")):
-            await self._inner(scope, receive, send)
+            await self._inner(scope | {STRAIGHT: send}, receive, send)
         else:
             # closed before it is accepted: the handshake is answered with 403
             await send({"type": "websocket.close", "code": 4403})

@@ -43,6 +43,13 @@ for plan in Plan.objects.filter(slug__in=%r):
         keys.append(create_key(organization, user, "bench")[1])
 print("KEYS " + json.dumps(keys))
 """
+_HURRY = """
+from apps.accounts.models import Plan
+for plan in Plan.objects.filter(slug__in=%r):
+    plan.max_queued, plan.max_wait_s = %d, 1
+    plan.save()
+print("DONE")
+"""
 _COUNT = "from apps.spend.models import UsageRecord; print('COUNT', UsageRecord.objects.exclude(finish_reason='error').count())"
 
 
@@ -68,6 +75,10 @@ class Stack:
         """Make keys of three plans whose limits are counted and never reached."""
         keys: list[str] = json.loads(self.run(SET_UP % (PLANS, KEYS_PER_PLAN), "KEYS"))
         return keys
+
+    def hurry(self, max_queued: int) -> None:
+        """Have the plans refuse rather than let wait: at the most so many requests wait for a model."""
+        self.run(_HURRY % (PLANS, max_queued), "DONE")
 
     def cpu_times_s(self) -> dict[str, float]:
         """Return the seconds of CPU that each process has used: its threads, its children, and those of them that have ended."""

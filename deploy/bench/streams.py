@@ -6,6 +6,7 @@ as the worker wrote it; the frames say how many tokens they bring the reader to.
 
 import argparse
 import asyncio
+import itertools
 import json
 import time
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from deploy.bench.stack import HOST, Stack, running, show_cpu
 
 CHAT = "smollm2-135m-instruct"
 GOAL_MS = 100
-TOKENS = 80
+TOKENS = 120
 """Tokens of each answer."""
 OPENINGS_AT_ONCE = 20
 ANSWER_TIMEOUT_S = 120
@@ -79,15 +80,19 @@ def measure(options: argparse.Namespace) -> bool:
     }
     with running(settings) as stack:
         name, *sessions = json.loads(stack.run(_SET_UP % (TOKENS, options.streams), "SESSIONS"))
-        before, began = stack.cpu_times_s(), time.perf_counter()
-        readings = asyncio.run(read_all(stack.port, [f"{name}={session}" for session in sessions]))
-        elapsed_s, after = time.perf_counter() - began, stack.cpu_times_s()
+        # all have begun when the first ones are in the middle
+        begin, ramp_s = Beginning(stack), TOKENS * options.step_ms / 1000 / 2
+        readings = asyncio.run(read_all(stack.port, [f"{name}={session}" for session in sessions], begin, ramp_s))
+        elapsed_s, after = time.perf_counter() - begin.at_s, stack.cpu_times_s()
         late_ms, made = find_lateness(stack, readings)
         together_s = max(each.last_s for each in readings) - min(each.first_s for each in readings if each.first_s)
-        print(f"\n{len(readings)} chats over WebSockets at once, a step of the fake runner takes {options.step_ms} ms")
+        at_once = count_at_once(readings)
+        print(
+            f"\n{len(readings)} chats over WebSockets, {at_once} at once, the fake runner's step takes {options.step_ms} ms"
+        )
         print(f"  {made / together_s:.0f} tokens/s, {made} in all")
         show_lateness(late_ms)
-        show_cpu(before, after, elapsed_s, made)
+        show_cpu(begin.used_s, after, elapsed_s, made)
         whole = sum(each.status == "complete" for each in readings)
         settled, waited_s = stack.wait_ledger(whole)
         print(f"  {whole} answers came whole, {settled} are in the ledger {waited_s:.0f} s later")
@@ -97,18 +102,32 @@ def measure(options: argparse.Namespace) -> bool:
         return is_good
 
 
-async def read_all(port: int, cookies: list[str]) -> list[Reading]:
-    """Open all connections, then ask on all of them, and read to the end."""
+class Beginning:
+    """Look at the CPU once all connections are open."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self.at_s = 0.0
+        self.used_s: dict[str, float] = {}
+
+    def note(self) -> None:
+        self.at_s, self.used_s = time.perf_counter(), self._stack.cpu_times_s()
+
+
+async def read_all(port: int, cookies: list[str], begin: Beginning, ramp_s: float) -> list[Reading]:
+    """Open all connections, then ask on one after the other for ``ramp_s``, and read all answers to their ends."""
     opening, ready = asyncio.Semaphore(OPENINGS_AT_ONCE), asyncio.Barrier(len(cookies))
 
-    async def read(number: int, cookie: str) -> Reading:
+    async def read(number: int, cookie: str, pause_s: float) -> Reading:
         headers = {"cookie": cookie, "origin": f"http://{HOST}:{port}"}
         async with opening:
             socket = await connect(
                 f"ws://{HOST}:{port}/ws/chat/", additional_headers=headers, compression=None, open_timeout=60
             )
         try:
-            await ready.wait()
+            if await ready.wait() == 0:
+                begin.note()
+            await asyncio.sleep(pause_s)
             ask = {"type": "send", "text": f"Tell me of the number {number}.", "model": CHAT, "client_id": f"c{number}"}
             await socket.send(json.dumps(ask))
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -118,7 +137,9 @@ async def read_all(port: int, cookies: list[str]) -> list[Reading]:
         finally:
             await socket.close()
 
-    return await asyncio.gather(*(read(number, cookie) for number, cookie in enumerate(cookies)))
+    return await asyncio.gather(
+        *(read(number, cookie, ramp_s * number / len(cookies)) for number, cookie in enumerate(cookies))
+    )
 
 
 async def _read(socket: ClientConnection) -> Reading:
@@ -164,6 +185,12 @@ def find_lateness(stack: Stack, readings: list[Reading]) -> tuple[list[float], i
                 late_ms.append(1000 * at_s - made_at_ms)
     redis.close()
     return late_ms, made_count
+
+
+def count_at_once(readings: list[Reading]) -> int:
+    """Return how many answers were streaming at the same time, at the most."""
+    changes = sorted((at_s, change) for each in readings for at_s, change in ((each.first_s, 1), (each.last_s, -1)))
+    return max(itertools.accumulate(change for _, change in changes))
 
 
 def show_lateness(late_ms: list[float]) -> None:
