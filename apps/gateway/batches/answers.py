@@ -17,7 +17,7 @@ from apps.gateway.files import keeping
 from apps.gateway.models import Batch
 from apps.gateway.responses.schema import check_metadata
 
-Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/moderations"]
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/moderations", "/v1/responses"]
 WINDOW = timedelta(hours=24)
 MAX_OPEN = 50
 """Batches that an organization may have open at a time."""

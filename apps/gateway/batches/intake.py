@@ -100,6 +100,8 @@ def _read_line(batch: Batch, text: bytes, seen: set[str]) -> tuple[str, str]:
         raise _bad("body must be a JSON object", "body")
     if body.get("stream"):
         raise _bad("A batch's requests cannot be streamed. Leave stream out", "body.stream")
+    if body.get("background"):
+        raise _bad("A batch's requests run in the background anyway. Leave background out", "body.background")
     return custom_id, msgspec.json.encode(body).decode()
 
 

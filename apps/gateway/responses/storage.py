@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from django.db import connection
+from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from aiscale.errors import AiscaleError, Code
@@ -63,8 +63,11 @@ def read_conversation(organization_id: str, response_id: str) -> list[ChatMessag
 def create(
     organization_id: str, head: dict[str, Any], job_id: str, messages: list[ChatMessage], previous_id: str
 ) -> None:
-    """Write a response down before anything of it is sent. I/O: two SQL statements."""
-    StoredResponse.objects.create(
+    """Write a response down before anything of it is sent. One of an earlier try, whose process died, makes room for it.
+
+    I/O: two SQL statements; three more after an earlier try.
+    """
+    row = StoredResponse(
         public_id=head["id"],
         organization=Organization.objects.get(public_id=organization_id),
         status=StoredResponse.Status.IN_PROGRESS,
@@ -75,6 +78,13 @@ def create(
         is_background=head["background"],
         expires_at=timezone.now() + KEPT,
     )
+    try:
+        with transaction.atomic():
+            row.save(force_insert=True)
+    except IntegrityError:
+        with transaction.atomic():
+            StoredResponse.objects.filter(organization=row.organization, job_id=job_id).delete()
+            row.save(force_insert=True)
 
 
 def finish(response: dict[str, Any]) -> bool:

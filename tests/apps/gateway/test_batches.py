@@ -12,7 +12,8 @@ from apps.accounts.keys import revoke_key
 from apps.accounts.models import Plan
 from apps.gateway.batches import leases, runner
 from apps.gateway.batches import upkeep as batches
-from apps.gateway.models import Batch, BatchLine, StoredFile
+from apps.gateway.models import Batch, BatchLine, StoredFile, StoredResponse
+from apps.gateway.responses.storage import create as create_response
 from apps.spend import killswitch
 from apps.spend.models import UsageRecord
 from tests.apps.conftest import Cast
@@ -69,7 +70,7 @@ async def test_a_batch_is_run_at_half_price(cast: Cast) -> None:
     [second] = await read_lines(cast, done["error_file_id"])
     assert (second["custom_id"], second["response"]["status_code"]) == ("line-2", 400)
     assert second["response"]["body"]["error"]["param"] == "messages"
-    await wait_for_charges(2)
+    await wait_for_charges(cast, 2)
     usages = await on_thread(lambda: list(UsageRecord.objects.filter(source="batch")))
     assert len(usages) == 2 and await on_thread(BatchLine.objects.count) == 0
     # 50 and 200 nano-dollars a token, halved
@@ -81,16 +82,37 @@ async def test_every_endpoint_has_batches(cast: Cast) -> None:
     embed = make_line(1, "/v1/embeddings", model=EMBED, input="hello")
     text = make_line(1, "/v1/completions", prompt=["Once", "Twice"], max_tokens=2)
     judge = make_line(1, "/v1/moderations", model="moderation", input="hello")
+    respond = {"custom_id": "line-1", "method": "POST", "url": "/v1/responses"}
+    respond["body"] = {"model": CHAT, "input": "hello", "max_output_tokens": 3}  # type: ignore[assignment]
     for line, endpoint, kind in (
         (embed, "/v1/embeddings", "list"),
         (text, "/v1/completions", "text_completion"),
         (judge, "/v1/moderations", None),
+        (respond, "/v1/responses", "response"),
     ):
         made = await create(cast, [line], endpoint)
         await runner.advance(made["id"])
         done = await read(cast, made["id"])
         [answer] = await read_lines(cast, done["output_file_id"])
         assert answer["response"]["status_code"] == 200 and answer["response"]["body"].get("object") == kind
+
+
+async def test_the_response_of_a_try_that_died_makes_room_for_the_next(cast: Cast) -> None:
+    """M7: what was charged is tried again under its own name, which the earlier response has."""
+    line = {"custom_id": "line-1", "method": "POST", "url": "/v1/responses"}
+    line["body"] = {"model": CHAT, "input": "hello", "max_output_tokens": 3, "temperature": 0}  # type: ignore[assignment]
+    made = await create(cast, [line], "/v1/responses")
+    await runner.advance(made["id"])
+    done = await read(cast, made["id"])
+    [answer] = await read_lines(cast, done["output_file_id"])
+    stored = await StoredResponse.objects.aget()
+    head = {**stored.response, "id": "resp_another"}
+
+    await on_thread(lambda: create_response(cast.organization.public_id, head, stored.job_id, [], ""))
+    assert await on_thread(lambda: list(StoredResponse.objects.values_list("public_id", "job_id"))) == [
+        ("resp_another", stored.job_id)
+    ]
+    assert answer["response"]["body"]["id"] == stored.public_id
 
 
 async def test_a_bad_file_fails_with_its_lines_named(cast: Cast) -> None:
@@ -103,6 +125,7 @@ async def test_a_bad_file_fails_with_its_lines_named(cast: Cast) -> None:
         make_line(6, model=CHAT, stream=True),
         {"custom_id": 7},
         make_line(8) | {"extra": 1},
+        make_line(9, model=CHAT, background=True),
     ]
     made = await create(cast, bad)
     await runner.advance(made["id"])
@@ -116,6 +139,7 @@ async def test_a_bad_file_fails_with_its_lines_named(cast: Cast) -> None:
         (6, "body.stream"),
         (7, "custom_id"),
         (8, "extra"),
+        (9, "body.background"),
     ]
     assert await on_thread(BatchLine.objects.count) == 0
     empty = await create(cast, [""])
@@ -173,11 +197,17 @@ async def test_a_kill_is_waited_for_and_a_lost_key_is_not(cast: Cast) -> None:
     assert (row.status, row.failed_count) == ("completed", 2)
 
 
-async def wait_for_charges(count: int) -> list[tuple[str, int]]:
+def list_charges(cast: Cast) -> list[tuple[str, int]]:
+    """Return what was charged to this test's organization: what an earlier test left running is settled when it ends."""
+    own = UsageRecord.objects.filter(organization_id=cast.organization.public_id)
+    return sorted(own.values_list("job_id", "cost_nanousd"))
+
+
+async def wait_for_charges(cast: Cast, count: int) -> list[tuple[str, int]]:
     """Return what was charged, once settlement has come so far."""
     ends_at = time.monotonic() + 20
     while True:
-        charged = await on_thread(lambda: sorted(UsageRecord.objects.values_list("job_id", "cost_nanousd")))
+        charged = await on_thread(lambda: list_charges(cast))
         if len(charged) >= count or time.monotonic() > ends_at:
             return charged
         await asyncio.sleep(0.05)
@@ -188,14 +218,14 @@ async def test_two_runners_do_not_meet(cast: Cast) -> None:
     await asyncio.gather(*(runner.advance(made["id"]) for _ in range(4)))
     done = await read(cast, made["id"])
     assert (done["status"], done["request_counts"]["completed"]) == ("completed", 6)
-    assert len(await wait_for_charges(6)) == 6
+    assert len(await wait_for_charges(cast, 6)) == 6
 
 
 async def test_a_line_whose_process_died_after_its_charge_is_not_charged_again(cast: Cast) -> None:
     """M7: a retry after a broken answer is not billed again, though it is made again."""
     made = await create(cast, [make_line(number) for number in range(4)])
     await runner.advance(made["id"])
-    before = await wait_for_charges(4)
+    before = await wait_for_charges(cast, 4)
 
     def undo() -> None:
         """Put everything back to where it was when lines 0 and 1 were charged and not yet written down."""
@@ -224,7 +254,7 @@ async def test_a_line_whose_process_died_after_its_charge_is_not_charged_again(c
     answers = await read_lines(cast, done["output_file_id"])
     assert answers[0]["response"]["body"]["usage"]["completion_tokens"] == 3
     await asyncio.sleep(1)
-    assert await on_thread(lambda: sorted(UsageRecord.objects.values_list("job_id", "cost_nanousd"))) == before
+    assert await on_thread(lambda: list_charges(cast)) == before
 
 
 async def test_a_lease_that_ran_out_is_taken_over(cast: Cast) -> None:
@@ -262,4 +292,4 @@ async def test_a_batch_whose_day_is_over_names_what_was_not_run(cast: Cast) -> N
     assert (done["status"], done["output_file_id"]) == ("expired", None)
     lines = await read_lines(cast, done["error_file_id"])
     assert [line["error"]["code"] for line in lines] == ["batch_expired", "batch_expired"]
-    assert await on_thread(UsageRecord.objects.count) == 0
+    assert await on_thread(lambda: list_charges(cast)) == []
