@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -26,6 +27,9 @@ from aiscale.env import ROOT_DIR, Env
 
 STOP_ORDER = ("web", "worker", "tasks", "settlement", "valkey", "postgres")
 READY_TIMEOUT_S = 180.0
+BACKLOG = 4096
+MAX_CONNECTIONS, FILES_BESIDE = 16_384, 512
+"""Connections of a web process, and the files that it has open besides."""
 ADMIN_EMAIL = "admin@localhost"
 
 
@@ -117,6 +121,7 @@ def make_children(env: Env) -> list[Child]:
     web = [
         *("--interface", "asginl", "--host", env.host, "--port", str(env.port), "--workers", str(env.web_workers)),
         *("--respawn-failed-workers", "--workers-kill-timeout", "5", "--log-level", env.log_level.lower()),
+        *("--backlog", str(BACKLOG), "--backpressure", str(count_connections())),
     ]
     worker = ["-P", "threads", "-c", str(env.worker_concurrency), "-n", "inference@%h"]
     tasks = [
@@ -138,6 +143,19 @@ def make_children(env: Env) -> list[Child]:
         _make_child(env, "settlement", [python, "manage.py", "settle"]),
         _make_child(env, "web", [python, "-m", "granian", *web, "aiscale.asgi:application"]),
     ]
+
+
+def count_connections() -> int:
+    """Return how many connections a web process may have open, browsers' and idle ones included: the next one hangs until one closes.
+
+    Granian's default is 1,024, which as many open tabs would use up. I/O: raises this process's, and its children's, limit of open files.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + FILES_BESIDE
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(min(MAX_CONNECTIONS, soft - FILES_BESIDE), 256)
 
 
 def _make_child(env: Env, name: str, argv: list[str], stop_timeout_s: float = 10.0) -> Child:

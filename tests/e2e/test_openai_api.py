@@ -1,6 +1,9 @@
 """The official OpenAI client and the rest of the API: completions, responses, files and batches, against the running stack."""
 
+import contextlib
 import json
+import resource
+import socket
 import time
 
 import openai
@@ -10,6 +13,18 @@ from openai import OpenAI
 from tests.e2e.conftest import CHAT_MODEL, EMBED_MODEL, Stack, wait_until
 
 pytestmark = pytest.mark.stack
+
+
+def test_hundreds_of_open_tabs_keep_nobody_out(client: OpenAI, stack: Stack) -> None:
+    """Granian's own limit of 1,024 connections would leave the next one without an answer (D1)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    with contextlib.ExitStack() as tabs:
+        for _ in range(1_100):
+            tab = tabs.enter_context(socket.create_connection(("127.0.0.1", stack.port), timeout=20))
+            tab.sendall(b"GET /v1/nothing HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+            assert tab.recv(12) == b"HTTP/1.1 404"
+        assert client.with_options(timeout=20).models.list().data
 
 
 def test_completes_a_text(client: OpenAI) -> None:
