@@ -29,7 +29,7 @@ from apps.spend import stream
 
 log = logging.getLogger(__name__)
 
-BATCH = 100
+BATCH = 500
 BLOCK_MS = 500
 CLAIM_IDLE_MS = 10_000
 CHORES_EACH_S = 5.0
@@ -42,7 +42,7 @@ def run(stop: threading.Event) -> None:
     writer, pause_s = Writer(redis_clients.get_sync()), 0.2
     while not stop.is_set():
         try:
-            writer.turn()
+            stream.gather(stop, writer.turn(), BATCH)
             pause_s = 0.2
         except (*redis_clients.UNAVAILABLE, DatabaseError, InterfaceError) as error:
             log.error("transcripts wait %.1f s: %s", pause_s, error)
@@ -78,9 +78,10 @@ class Writer:
             self._has_groups = True
         entries = self._read(block_ms)
         events = [event for entry in entries if (event := _decode(entry)) is not None]
-        with transaction.atomic():
-            for event in events:
-                write(event)
+        if events:
+            with transaction.atomic():
+                for event in events:
+                    write(event)
         if entries:
             self._client.xack(keys.FINISHED, keys.GROUP_TRANSCRIPTS, *(entry.entry_id for entry in entries))
         if time.monotonic() >= self._next_chores:

@@ -10,7 +10,7 @@ Enter at:    admission.admit, admission.release, pricing.cost_nanousd, killswitc
 May import:  apps.accounts, aiscale.redis, db, wire, errors, observability
 Invariant:   spent + held of no budget passes its limit at admission; each job is charged once; the ledger's sums are zero and its
              rows are never changed; a refusal leaves every counter as it was
-Hot path:    admission: one Redis trip, no SQL. Settlement, in its own process: eight statements for up to 200 jobs
+Hot path:    admission: one Redis trip, no SQL. Settlement, in its own process: seven statements for up to 500 jobs
 If it fails: no Redis, or one that was emptied: 503 and nothing is spent, until what ended is settled. No Postgres: finished jobs
              wait in their stream until it is back. A hold whose job was lost expires by itself
 """

@@ -36,7 +36,7 @@ from apps.spend import balance, budgets, holds, periods, receipts, recovery, str
 
 log = logging.getLogger(__name__)
 
-BATCH_EVENTS = 200
+BATCH_EVENTS = 500
 BLOCK_MS = 500
 CLAIM_IDLE_MS = 5_000
 """An entry that a consumer has not acknowledged for so long belongs to one that died."""
@@ -72,7 +72,7 @@ def run(stop: threading.Event) -> None:
     log.info("settlement started", extra={"event": "settlement.start"})
     while not stop.is_set():
         try:
-            settler.turn(BLOCK_MS)
+            stream.gather(stop, settler.turn(BLOCK_MS), BATCH_EVENTS)
             failures = 0
         except (*redis_clients.UNAVAILABLE, DatabaseError, InterfaceError) as error:
             pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]

@@ -6,7 +6,7 @@ order they arrive, and however often. A copy that was lost is read from one row;
 A row must neither miss a charge that was committed while it was made, nor count it twice. Whoever moves totals holds an advisory lock
 of Postgres, shared, until they commit; whoever makes a row (once a period and scope) holds it alone, sums up what is committed, and
 writes the sum. Rows are locked in the order of their ids, so that two movers cannot deadlock (M8). Two settlements wait for each
-other's rows for as long as a commit takes, once for up to 200 jobs; no request ever waits for one (D4).
+other's rows for as long as a commit takes, once for up to 500 jobs; no request ever waits for one (D4).
 """
 
 from collections.abc import Iterable, Mapping

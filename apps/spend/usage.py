@@ -54,11 +54,11 @@ _COLUMNS = {
     "occurred_at": "timestamptz",
 }
 
-# Arrays make one statement for any number of rows. The order by job id is the same in every process: two that write the same jobs
+# JSON makes one statement and one parameter for any number of rows. The order by job id is the same in every process: two that write the same jobs
 # wait for each other in one direction only, and cannot deadlock (M8).
 _INSERT = f"""
     INSERT INTO {UsageRecord._meta.db_table} ({", ".join(_COLUMNS)})
-    SELECT * FROM unnest({", ".join(f"%s::{kind}[]" for kind in _COLUMNS.values())}) AS fresh ({", ".join(_COLUMNS)})
+    SELECT {", ".join(_COLUMNS)} FROM json_to_recordset(%s::json) AS fresh ({", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())})
     ORDER BY job_id
     ON CONFLICT (job_id) DO NOTHING
     RETURNING job_id
@@ -119,7 +119,7 @@ def saved_of(event: Finished) -> int:
 def record(events: Iterable[Finished]) -> set[str]:
     """Write what jobs used, and charge them in the ledger. Returns the job ids that were not known before.
 
-    I/O: one transaction of seven statements, and what a passed threshold takes. All or none; a job that was recorded already is
+    I/O: one transaction of six statements, and what a passed threshold takes. All or none; a job that was recorded already is
     left as it is, and an internal one leaves nothing and is never known. Raises: django.db.Error, AiscaleError.
     """
     jobs = {event.job_id: event for event in events}
@@ -130,7 +130,7 @@ def record(events: Iterable[Finished]) -> set[str]:
     rows = [_make_row(event) for event in by_job.values()]
     with transaction.atomic():
         with connection.cursor() as cursor:
-            cursor.execute(_INSERT, [[row[name] for row in rows] for name in _COLUMNS])
+            cursor.execute(_INSERT, [msgspec.json.encode(rows).decode()])
             fresh = {str(job_id) for (job_id,) in cursor.fetchall()}
         charged = sorted(job_id for job_id in fresh if cost_of(by_job[job_id]))
         if charged:

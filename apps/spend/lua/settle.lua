@@ -54,5 +54,5 @@ for _, scope in ipairs(task.scopes) do
     end
   end
 end
-for _, entry in ipairs(task.entries) do redis.call('XACK', KEYS[1], ARGV[1], entry) end
+if #task.entries > 0 then redis.call('XACK', KEYS[1], ARGV[1], unpack(task.entries)) end
 return ended
