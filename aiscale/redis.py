@@ -13,10 +13,11 @@ from typing import Any
 import redis.asyncio as aioredis
 from django.conf import settings
 from redis import Redis
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
 from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -79,14 +80,20 @@ class Batcher:
     there is to do, the less each command costs (a command alone costs Python about as much as ten in a batch).
     """
 
-    def __init__(self, client: aioredis.Redis) -> None:
-        self._client = client
+    def __init__(self, pool: aioredis.ConnectionPool) -> None:
+        """``pool`` makes the few connections, whose sockets have no time-out of their own: a batch has one."""
+        self._pool = pool
+        self._free: list[Any] = []
         self._waiting: deque[tuple[tuple[Any, ...], asyncio.Future[Any]]] = deque()
         self._under_way = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._retry = AsyncRetry(ExponentialBackoff(cap=0.2, base=0.02), 2, supported_errors=(RedisConnectionError,))
 
     async def execute(self, *command: Any) -> Any:
-        """Run one command. I/O: one Redis trip, shared. Raises: RedisError, OSError. Who is cancelled leaves a command that may run."""
+        """Run one command; the answer is as Redis gives it, in bytes. I/O: one Redis trip, shared. Raises: RedisError, OSError.
+
+        Who is cancelled leaves a command that may run.
+        """
         if not self._under_way:
             return await self._execute_alone(command)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -98,14 +105,14 @@ class Batcher:
     async def _execute_alone(self, command: tuple[Any, ...]) -> Any:
         self._under_way += 1
         try:
-            async with asyncio.timeout(BATCH_TIMEOUT_S):
-                return await heed_cancel(self._client.execute_command(*command))  # type: ignore[no-untyped-call]
-        except TimeoutError as error:
-            raise RedisTimeoutError("Redis does not answer") from error
+            [answer] = await heed_cancel(self._ask([command]))
         finally:
             self._under_way -= 1
             if self._waiting and not self._under_way:
                 self._start()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def _start(self) -> None:
         self._under_way += 1
@@ -122,15 +129,9 @@ class Batcher:
             self._under_way -= 1
 
     async def _send(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[Any]]]) -> None:
-        answers: list[Any]
+        answers: Sequence[Any]
         try:
-            pipeline: Any = self._client.pipeline(transaction=False)
-            for command, _ in batch:
-                pipeline.execute_command(*command)
-            async with asyncio.timeout(BATCH_TIMEOUT_S):
-                answers = await pipeline.execute(raise_on_error=False) if batch else []
-        except TimeoutError:
-            answers = [RedisTimeoutError("Redis does not answer")] * len(batch)
+            answers = await self._ask([command for command, _ in batch]) if batch else []
         except UNAVAILABLE as error:
             answers = [error] * len(batch)
         for (_, future), answer in zip(batch, answers, strict=True):
@@ -141,19 +142,49 @@ class Batcher:
             else:
                 future.set_result(answer)
 
+    async def _ask(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """Return each command's answer, or the error that Redis gave for it. Raises: RedisError, OSError when there is no answer at all."""
+        connection = self._free.pop() if self._free else self._pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(BATCH_TIMEOUT_S):
+                # lost while it was idle, as a rule: Redis was restarted
+                answers = await self._retry.call_with_retry(
+                    lambda: _talk(connection, commands), lambda _: connection.disconnect(nowait=True)
+                )
+        except TimeoutError as error:
+            await connection.disconnect(nowait=True)
+            raise RedisTimeoutError("Redis does not answer") from error
+        except BaseException:
+            # what was not read must not be taken for the next command's answer
+            await connection.disconnect(nowait=True)
+            raise
+        self._free.append(connection)
+        return answers
+
+
+async def _talk(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    answers: list[Any] = []
+    for _ in commands:
+        try:
+            answers.append(await connection.read_response())
+        except ResponseError as error:
+            answers.append(error)
+    return answers
+
 
 async def execute(*command: Any) -> Any:
     """Run a command in the running loop's next batch. I/O and Raises: as `Batcher.execute`."""
     loop = asyncio.get_running_loop()
     batcher = _batchers.get(loop)
     if batcher is None:
-        batcher = _batchers[loop] = Batcher(get_async())
+        pool = aioredis.ConnectionPool.from_url(settings.REDIS_URL, **_async_options(), socket_timeout=None, protocol=2)
+        pool.connection_class = _pack_faster(pool.connection_class)  # type: ignore[arg-type]
+        batcher = _batchers[loop] = Batcher(pool)
     return await batcher.execute(*command)
 
 
 def _async_options() -> dict[str, Any]:
-    from redis.asyncio.retry import Retry as AsyncRetry
-
     return {
         "retry": AsyncRetry(ExponentialBackoff(cap=0.2, base=0.02), 2),
         "retry_on_error": [RedisConnectionError],
@@ -183,12 +214,11 @@ def run_script(client: Redis, name: str, keys: Sequence[str], values: Sequence[s
 
 
 async def run_script_async(name: str, keys: Sequence[str], values: Sequence[str | int | bytes]) -> Any:
-    """Run a script of the wire with the running loop's client. I/O, Raises: as `run_script`."""
-    client: Any = get_async()
+    """Run a script of the wire in the running loop's next batch. I/O, Raises: as `run_script`."""
     try:
-        return await heed_cancel(client.evalsha(digest_script(name), len(keys), *keys, *values))
+        return await execute("EVALSHA", digest_script(name), len(keys), *keys, *values)
     except NoScriptError:
-        return await heed_cancel(client.eval(read_script(name), len(keys), *keys, *values))
+        return await execute("EVAL", read_script(name), len(keys), *keys, *values)
 
 
 async def heed_cancel(command: Awaitable[Any]) -> Any:

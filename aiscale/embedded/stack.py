@@ -119,7 +119,18 @@ def make_children(env: Env) -> list[Child]:
     python, celery = sys.executable, [sys.executable, "-m", "celery"]
     common = ["--loglevel", env.log_level.lower(), "--without-gossip", "--without-mingle"]
     web = [
-        *("--interface", "asginl", "--host", env.host, "--port", str(env.port), "--workers", str(env.web_workers)),
+        *(
+            "--loop",
+            "uvloop",
+            "--interface",
+            "asginl",
+            "--host",
+            env.host,
+            "--port",
+            str(env.port),
+            "--workers",
+            str(env.web_workers),
+        ),
         *("--respawn-failed-workers", "--workers-kill-timeout", "5", "--log-level", env.log_level.lower()),
         *("--backlog", str(BACKLOG), "--backpressure", str(count_connections())),
     ]

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 from django.db import connection
@@ -24,6 +24,8 @@ UNKNOWN_CACHE_MAX = 10_000
 _plans: dict[str, tuple[float, "PlanLimits"]] = {}
 _unknown: dict[str, float] = {}
 _known: dict[str, tuple[float, str, "Caller"]] = {}
+_reading: dict[tuple[int, str], asyncio.Task["PlanLimits"]] = {}
+"""Plans that are being read, by event loop and slug: a thousand requests that need one wait for one statement."""
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,8 +122,19 @@ async def get_plan(slug: str) -> PlanLimits:
     known = _plans.get(slug)
     if known is not None and known[0] > time.monotonic():
         return known[1]
+    name = (id(asyncio.get_running_loop()), slug)
+    task = _reading.get(name)
+    if task is None:
+        task = _reading[name] = asyncio.create_task(_refresh_plan(slug), name="plan")
+        task.add_done_callback(lambda _: _reading.pop(name, None))
+    # who leaves does not take it away from the others
+    return await asyncio.shield(task)
+
+
+async def _refresh_plan(slug: str) -> PlanLimits:
+    read_at = time.monotonic()
     plan = await on_thread(lambda: _read_plan(slug))
-    _plans[slug] = (time.monotonic() + PLAN_CACHE_S, plan)
+    _plans[slug] = (read_at + PLAN_CACHE_S, plan)
     return plan
 
 
@@ -138,12 +151,12 @@ async def on_thread(work: Callable[[], T]) -> T:
 
 
 async def _read_caller(digest: str) -> Caller | None:
-    client: Any = redis_clients.get_async()
     try:
-        fields = await client.hgetall(keys.api_key(digest))
+        pairs: list[bytes] = await redis_clients.execute("HGETALL", keys.api_key(digest))
+        fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
         plan, error_percent = (
-            await client.hmget(
-                keys.organization(fields[b"organization_id"].decode()), "plan", "semantic_max_error_percent"
+            await redis_clients.execute(
+                "HMGET", keys.organization(fields[b"organization_id"].decode()), "plan", "semantic_max_error_percent"
             )
             if fields
             else (None, None)

@@ -22,6 +22,9 @@ from apps.spend import refusal_log
 
 log = logging.getLogger(__name__)
 
+WATCH_AFTER_S = 0.01
+"""A request that is not answered by then is watched: its client may leave."""
+
 
 class GatewayApplication:
     """Answer ``/v1`` and hand everything else to ``fallback``."""
@@ -101,7 +104,7 @@ async def _route(exchange: Exchange) -> None:
         await _until_disconnect(exchange, route.answer(exchange, caller, body))
         return
     work = partial(route.answer, exchange, caller, body)
-    await _until_disconnect(exchange, idempotency.answer(exchange, caller, key, body, work), goes_on=True)
+    await _to_the_end(exchange, idempotency.answer(exchange, caller, key, body, work))
 
 
 async def _answer_preflight(exchange: Exchange) -> bool:
@@ -133,24 +136,52 @@ async def _authenticate(exchange: Exchange) -> Caller:
     return await callers.get_by_key(raw.strip())
 
 
-async def _until_disconnect(exchange: Exchange, work: Awaitable[None], *, goes_on: bool = False) -> None:
-    """Do the work, and drop it when the client leaves: its job is cancelled on the way out. With ``goes_on`` it comes to its end."""
+async def _until_disconnect(exchange: Exchange, work: Awaitable[None]) -> None:
+    """Do the work, and drop it when the client leaves: its job is cancelled on the way out. Raises: Disconnected then.
+
+    What is answered in moments is not watched over.
+    """
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    watchers: list[asyncio.Task[None]] = []
+    timer = loop.call_later(WATCH_AFTER_S, lambda: watchers.append(loop.create_task(_watch(exchange, task))))
+    try:
+        await work
+    except asyncio.CancelledError:
+        if exchange.disconnected:
+            task.uncancel()
+            raise Disconnected from None
+        raise
+    finally:
+        timer.cancel()
+        for watcher in watchers:
+            watcher.cancel()
+
+
+async def _watch(exchange: Exchange, task: asyncio.Task[Any]) -> None:
+    """Cancel the request's task when its client leaves."""
+    await exchange.wait_disconnect()
+    exchange.disconnected = True
+    # asked twice: before Python 3.12 `asyncio.wait_for` can forget a cancellation
+    for patience_s in (2, 3):
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=patience_s)
+        if done:
+            break
+
+
+async def _to_the_end(exchange: Exchange, work: Awaitable[None]) -> None:
+    """Do the work, and leave it to go on by itself when the client leaves."""
     worker = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(exchange.wait_disconnect())
     try:
         await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if worker.done():
             worker.result()
-        elif goes_on:
+        else:
             exchange.left = True
             idempotency.go_on_alone(worker)
-            return
     finally:
         watcher.cancel()
         if not worker.done() and not exchange.left:
-            # asked twice: before Python 3.12 `asyncio.wait_for` can forget a cancellation
-            for patience_s in (2, 3):
-                worker.cancel()
-                done, _ = await asyncio.wait({worker}, timeout=patience_s)
-                if done:
-                    break
+            worker.cancel()

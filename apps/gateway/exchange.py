@@ -55,6 +55,8 @@ class Exchange:
         """Whether the answer tells of a failure though its status was good: a stream that broke."""
         self.left = False
         """Whether the client is gone: nothing is sent any more."""
+        self.disconnected = False
+        """Whether the client was seen to leave, and the request is being dropped."""
         self._recording: Recording | None = None
         self.obfuscates = False
         """Whether the events of its stream are padded."""

@@ -43,23 +43,33 @@ async def encode(
 ) -> Rows:
     """Encode all inputs, or none, at the caller's expense. What the cache knows costs the plan's part of the price, text by text.
 
-    I/O: two Redis trips for the cache, and two to send, or one for the gate when all is known; one more for rows of over a megabyte.
-    Raises: AiscaleError.
+    I/O: one Redis trip for the gate when this process knows all; else two for the cache, and two to send; one more for rows of over a
+    megabyte. Raises: AiscaleError.
     """
     plan = await callers.get_plan(caller.plan)
     model, plan = lanes.apply(caller, model, plan)
-    known = await vectors.find(wish, model, plan, caller, inputs)
     try:
-        if known.missing:
-            rows = await _compute(known, model, caller, plan, request_id, source)
-            await known.fill(rows.data, rows.dimensions)
-            headers = rows.headers | known.headers
-        else:
-            headers = await known.tell(request_id, source)
-    finally:
-        await known.close()
+        known = await vectors.find(wish, model, plan, caller, inputs)
+        headers = await _answer(known, model, caller, plan, request_id, source)
+    except admission.Purged:
+        known = await vectors.find(wish, model, plan, caller, inputs, afresh=True)
+        headers = await _answer(known, model, caller, plan, request_id, source)
     data = known.join()
     return Rows(data=data, count=len(inputs), dimensions=len(data) // 4 // len(inputs), headers=headers)
+
+
+async def _answer(
+    known: Known, model: CatalogModel, caller: Caller, plan: PlanLimits, request_id: str, source: Literal["api", "chat"]
+) -> dict[str, str]:
+    """Have what is missing computed, if anything is. Returns the answer's headers. Raises: AiscaleError; admission.Purged."""
+    try:
+        if not known.missing:
+            return await known.tell(request_id, source)
+        rows = await _compute(known, model, caller, plan, request_id, source)
+        await known.fill(rows.data, rows.dimensions)
+        return rows.headers | known.headers
+    finally:
+        await known.close()
 
 
 async def _compute(

@@ -26,6 +26,9 @@ from apps.inference.tools import ToolCall, Tools, understands
 THREAD_FROM_CHARS = 2_000
 """Shorter texts are tokenized on the event loop: that takes less than a millisecond, less than going to a thread."""
 
+MAX_REMEMBERED, MAX_REMEMBERED_CHARS = 8_192, 512
+"""So many short texts' tokens are remembered: at the most some 20 MB."""
+
 MARK_END = "\ue001"
 
 
@@ -42,7 +45,7 @@ class TemplateError(ValueError):
     """The template refuses these messages, in its own words."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reader:
     """Hold what reads one model's texts. ``plain`` takes control tokens as text, ``control`` as what they are."""
 
@@ -264,8 +267,16 @@ def _render(reader: Reader, turns: list[dict[str, Any]], tools: list[dict[str, A
 def _encode_texts(reader: Reader, texts: list[str]) -> list[list[int]]:
     if len(texts) == 1:
         # a batch wakes threads, which costs ten times what a short text does
-        return [reader.plain.encode(texts[0]).ids]
+        text = texts[0]
+        ids = _encode_short(reader, text) if len(text) <= MAX_REMEMBERED_CHARS else reader.plain.encode(text).ids
+        return [list(ids)]
     return [encoding.ids for encoding in reader.plain.encode_batch(texts)]
+
+
+@lru_cache(maxsize=MAX_REMEMBERED)
+def _encode_short(reader: Reader, text: str) -> tuple[int, ...]:
+    """Remember the texts that are asked for again and again."""
+    return tuple(reader.plain.encode(text).ids)
 
 
 def _encode_text(reader: Reader, text: str) -> list[int]:

@@ -29,7 +29,7 @@ HOLD_GRACE_MS = 60_000
 MAX_ATTEMPTS = 6
 """One try, and one more after each refill: identity, plan and copies may be lost one after the other."""
 GATE_TIMEOUT_S = 3.0
-"""A Redis that accepts connections and never answers is as good as none (M3)."""
+"""A Redis that accepts connections and never answers is as good as none (M3); for the gate itself `aiscale.redis.Batcher` sees to that."""
 
 EXHAUSTED_MAX = 10_000
 
@@ -64,6 +64,12 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     make_end: Callable[[str, int], bytes] | None = None
     """Where the answer is known already: makes the encoded `Finished` from the plan and the moment (epoch ms) of admission. It reaches
     settlement if, and only if, the request is admitted."""
+    cache_generation: str = ""
+    """The purges that the known answer goes by, as the process remembers them: the gate looks whether there was another one."""
+
+
+class Purged(Exception):
+    """The known answer is from before a purge of the cache: look for it anew. Nothing was counted."""
 
 
 class Admitted(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +93,7 @@ async def admit(ask: Ask) -> Admitted:
     Asking again with the same job id counts once.
 
     I/O: one Redis trip; SQL only to refill what Redis has lost. Raises: AiscaleError with the rate limit's state in ``headers``
-    where it is known; BACKEND_UNAVAILABLE when Redis does not answer (M3).
+    where it is known; BACKEND_UNAVAILABLE when Redis does not answer (M3); Purged.
     """
     started = time.perf_counter()
     try:
@@ -171,6 +177,7 @@ async def run_gate(
         keys.model_served(ask.model),
         keys.EPOCH,
         keys.FINISHED if ask.make_end else "",
+        keys.CACHE_GENERATIONS if ask.cache_generation else "",
     ]
     for scope in scopes:
         names += [keys.spend(scope), keys.holds(scope)]
@@ -191,6 +198,7 @@ async def run_gate(
         ask.weight,
         settings.ENV.unserved_s * 1000,
         ask.make_end(plan, now_ms) if ask.make_end else "",
+        ask.cache_generation,
         *scopes,
     ]
     script = get_script("admit")
@@ -227,6 +235,8 @@ async def _decide(ask: Ask, *, mode: Mode = "admit") -> tuple[list[Any], str, in
         answer = await _ask_once(ask, plan, now_ms, mode)
         if answer[0] == "plan":
             plan = answer[1]
+        elif answer[0] == "purged":
+            raise Purged
         elif answer[0] == "load":
             await asyncio.gather(*(_refill(ask, what) for what in answer[1:]))
         else:
@@ -237,9 +247,8 @@ async def _decide(ask: Ask, *, mode: Mode = "admit") -> tuple[list[Any], str, in
 
 async def _ask_once(ask: Ask, plan: str, now_ms: int, mode: Mode) -> list[Any]:
     try:
-        async with asyncio.timeout(GATE_TIMEOUT_S):
-            return await run_gate(None, ask, plan=plan, now_ms=now_ms, mode=mode)
-    except (*redis_clients.UNAVAILABLE, TimeoutError) as error:
+        return await run_gate(None, ask, plan=plan, now_ms=now_ms, mode=mode)
+    except redis_clients.UNAVAILABLE as error:
         log.error("the gate refuses: Redis does not answer: %s", error, extra={"job_id": ask.job_id})
         raise redis_clients.unavailable() from error
     except asyncio.CancelledError:

@@ -123,21 +123,22 @@ def _insert(postings: Sequence[Posting]) -> list[tuple[int, str]]:
     for posting in postings:
         if len(posting.entries) < 2 or sum(amount for _, amount in posting.entries) != 0:
             raise ValueError(f"the entries of {posting.kind} {posting.reference} do not balance: {posting.entries}")
+    public_ids = [make_public_id(LedgerTransaction.PUBLIC_ID_PREFIX) for _ in postings]
     asked = [
         {
-            "public_id": make_public_id(LedgerTransaction.PUBLIC_ID_PREFIX),
+            "public_id": public_id,
             "kind": posting.kind,
             "reference": posting.reference,
             "memo": posting.memo,
             "occurred_at": posting.occurred_at,
             "entries": posting.entries,
         }
-        for posting in postings
+        for public_id, posting in zip(public_ids, postings, strict=True)
     ]
     with connection.cursor() as cursor:
         cursor.execute(_INSERT, [msgspec.json.encode(asked).decode(), timezone.now()])
         made = {public_id: pk for pk, public_id in cursor.fetchall()}
-    return [(made[row["public_id"]], row["public_id"]) for row in asked]
+    return [(made[public_id], public_id) for public_id in public_ids]
 
 
 def move_totals(postings: Iterable[Posting]) -> list[Moved]:

@@ -54,11 +54,12 @@ _COLUMNS = {
     "occurred_at": "timestamptz",
 }
 
-# JSON makes one statement and one parameter for any number of rows. The order by job id is the same in every process: two that write the same jobs
-# wait for each other in one direction only, and cannot deadlock (M8).
+# JSON makes one statement and one parameter for any number of rows. The order by job id is the same in every process: two that write the
+# same jobs wait for each other in one direction only, and cannot deadlock (M8).
 _INSERT = f"""
     INSERT INTO {UsageRecord._meta.db_table} ({", ".join(_COLUMNS)})
-    SELECT {", ".join(_COLUMNS)} FROM json_to_recordset(%s::json) AS fresh ({", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())})
+    SELECT {", ".join(_COLUMNS)}
+    FROM json_to_recordset(%s::json) AS fresh ({", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())})
     ORDER BY job_id
     ON CONFLICT (job_id) DO NOTHING
     RETURNING job_id

@@ -42,11 +42,13 @@ async def admit_known(
     job_id: str,
     request_id: str,
     source: Literal["api", "chat"],
+    generation: str = "",
 ) -> tuple[Finished, dict[str, str]]:
     """Return the request's end, and the answer's headers. ``model`` and ``plan`` as they hold for the caller's lane.
 
     The end is in the stream of settlement when this returns, and only then: nobody reads an answer that is not charged, and a process that
-    dies on the way has either charged it or not asked for it. I/O: one Redis trip. Raises: AiscaleError.
+    dies on the way has either charged it or not asked for it. ``generation``: what `generations.recall` gave, if the answer was found by
+    that. I/O: one Redis trip. Raises: AiscaleError; admission.Purged when that is outdated.
     """
     tokens = known.prompt_tokens + known.completion_tokens
     priced = price(model, plan)
@@ -76,6 +78,7 @@ async def admit_known(
             weight=plan.weight,
             provider=provider,
             make_end=make_end,
+            cache_generation=generation,
         )
     )
     count_lookup(model.slug, known.level)

@@ -19,12 +19,20 @@ FLIGHT_PATIENCE_S = 10.0
 _FARTHEST: tuple[Level, ...] = ("miss", "l3", "l2", "l1")
 
 
-async def find(wish: Wish, model: CatalogModel, plan: PlanLimits, caller: Caller, inputs: list[list[int]]) -> "Known":
+async def find(
+    wish: Wish, model: CatalogModel, plan: PlanLimits, caller: Caller, inputs: list[list[int]], *, afresh: bool = False
+) -> "Known":
     """Look for each text's vector; a text that others compute right now is waited for, if there is nothing else to do.
 
-    I/O: two Redis trips and one SQL statement at the most, and Redis while waiting.
+    I/O: none when this process knows all; else two Redis trips and one SQL statement at the most, and Redis while waiting. ``afresh``: ask
+    how often the cache was purged, since what this process remembers of it is outdated.
     """
     chosen = policy.choose(wish, deterministic=True, plan_scope=plan.cache_scope, caller=caller)
+    recalled = None if chosen.is_off or afresh else generations.recall(model.slug, caller.organization_id)
+    if recalled is not None and chosen.read:
+        known = Known(chosen, model, plan, caller, inputs, recalled)
+        if known.look_here():
+            return known
     generation = None if chosen.is_off else await generations.find(model.slug, caller.organization_id)
     if generation is None:
         chosen, generation = policy.OFF, ""
@@ -54,6 +62,9 @@ class Known:
         ]
         self._found: dict[bytes, Found] = {}
         self._mine: set[bytes] = set()
+        self._recalled = ""
+        """The generation by which all was found, where the gate is to compare it."""
+        self._generation = generation
 
     @property
     def count(self) -> int:
@@ -73,6 +84,18 @@ class Known:
     def headers(self) -> dict[str, str]:
         """Say where the vectors were: the farthest level, or that some had to be computed. Nothing when the cache was not asked."""
         return {} if self._policy.is_off else {telling.HEADER: self._level}
+
+    def look_here(self) -> bool:
+        """Look in level 1 alone. True when all is there: then the gate compares the generation."""
+        store = get_store()
+        for key in self._keys:
+            value = store.local.find(key)
+            if value is None:
+                self._found = {}
+                return False
+            self._found[key] = Found(value, "l1")
+        self._recalled = self._generation
+        return True
 
     async def look(self) -> None:
         """Find what is known, claim what is not, and wait for what others compute if that is all. I/O: see `find`."""
@@ -132,7 +155,8 @@ class Known:
         return msgspec.structs.replace(tag, price_percent=self._plan.cached_price_percent)
 
     async def tell(self, request_id: str, source: Literal["api", "chat"]) -> dict[str, str]:
-        """Admit the request: everything is known. Returns the answer's headers. I/O: one Redis trip. Raises: AiscaleError."""
+        """Admit the request: everything is known. Returns the answer's headers. I/O: one Redis trip. Raises: AiscaleError; admission.Purged
+        after `look_here` alone: look `afresh`."""
         known = telling.Known(kind="encode", level=self._level, prompt_tokens=sum(map(len, self._inputs)))
         _, headers = await telling.admit_known(
             known,
@@ -142,6 +166,7 @@ class Known:
             job_id=lanes.name_job(request_id),
             request_id=request_id,
             source=source,
+            generation=self._recalled,
         )
         return headers
 

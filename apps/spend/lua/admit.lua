@@ -7,7 +7,8 @@
 --       11, 12 requests in flight of the organization, and of the key ('' for a browser session) (zsets)
 --       13 queued jobs of the model (zset)   14 when a worker that serves the model was heard of last (string)   15 epoch (string)
 --       16 finished (stream), when the answer is known, else ''
---       17... two for each scope: spend (hash), holds (zset of <job id>:<nano-USD>)
+--       17 how often the cache was purged (hash), when ARGV 17 is to be checked, else ''
+--       18... two for each scope: spend (hash), holds (zset of <job id>:<nano-USD>)
 -- ARGV  1 job id   2 organization id   3 plan slug   4 model slug   5 worst cost (nano-USD)   6 worst count of tokens   7 now (epoch ms)
 --       8 hold expiry (epoch ms)   9 definition of an organization's budget of its own ('monthly|UTC|plan|0|0')
 --       10 most jobs that may wait for the model ('' = it waits for none)   11 'admit', 'check' (nothing is counted or held) or 'explain'
@@ -15,12 +16,14 @@
 --       13 tier of the request   14 weight of the organization there   15 ms without a worker of the model after which it is refused
 --       (0 = never)   16 encoded Finished of a request whose answer is known: it needs no worker, is in flight never, and goes to
 --       settlement with the hold ('' = it is to be computed)
---       17... the scopes of the request, the narrowest first: key, user, organization, model, plan, site
+--       17 the purges of site, model and organization that the known answer goes by ('0.2.0'; '' = not to be checked)
+--       18... the scopes of the request, the narrowest first: key, user, organization, model, plan, site
 -- Returns one of (all members are text):
 --   {'admitted', RATE}                 the hold is placed and the request is counted; a job id that holds already is answered so again
 --                                      and counted once
 --   {'load', what...}                  these copies are missing in Redis, or outdated: refill them and ask again. 'identity', 'killed',
 --                                      'budgets' or a scope
+--   {'purged'}                         the known answer is from before a purge, or Redis has lost the count: look anew
 --   {'plan', slug}                     the organization has another plan by now: ask again with that plan's keys
 --   {'refused', code}                  invalid_api_key, key_revoked, key_expired or account_inactive; backend_unavailable: Redis was
 --                                      emptied, and what it lost is being settled (apps/spend/recovery.py)
@@ -30,17 +33,17 @@
 --   organization and key
 -- Example: EVAL ... '' aiscale:org:org_1 aiscale:plan:free aiscale:killed aiscale:budgets aiscale:queue:m aiscale:rate:organization:org_1
 --          aiscale:tokenrate:organization:org_1 '' '' aiscale:inflight:organization:org_1 '' aiscale:queued:m aiscale:served:m aiscale:epoch
---          '' aiscale:spend:organization:org_1 aiscale:holds:organization:org_1
---          job_1 org_1 free m 5000 300 1700000000000 1700000360000 monthly|UTC|plan|0|0 256 admit local 9 1 30000 '' organization:org_1
+--          '' '' aiscale:spend:organization:org_1 aiscale:holds:organization:org_1
+--          job_1 org_1 free m 5000 300 1700000000000 1700000360000 monthly|UTC|plan|0|0 256 admit local 9 1 30000 '' '' organization:org_1
 --          -> {'admitted', '20', '19', '3660000', '20000', '19700', '61000'}
--- Atomic: every write stands below the last check, so a refusal, a 'load' or a 'plan' leaves every key as it was.
+-- Atomic: every write stands below the last check, so a refusal, a 'load', 'purged' or a 'plan' leaves every key as it was.
 --
 -- A rate window slides in sixtieths: what was counted stays until its whole sixtieth is older than the window, so no stretch of time as
 -- long as the window ever sees more than the limit, and room comes back at most one sixtieth late.
 local job, organization, plan_slug, model = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local worst, worst_tokens, now = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local explain = ARGV[11] == 'explain'
-local KEYS_BEFORE, ARGS_BEFORE = 16, 16
+local KEYS_BEFORE, ARGS_BEFORE = 17, 17
 local is_known = ARGV[16] ~= ''
 local PERIODS = {'daily', 'monthly'}
 
@@ -73,6 +76,13 @@ end
 
 -- a Redis that forgot does not know what is held
 if redis.call('EXISTS', KEYS[15]) == 0 and refuses(false, 'backend_unavailable') then return refusal end
+
+-- a known answer from before a purge is none
+if KEYS[17] ~= '' then
+  local purges = redis.call('HMGET', KEYS[17], 'site', 'model:' .. model, 'organization:' .. organization, 'loaded')
+  for field = 1, 3 do purges[field] = purges[field] or '0' end
+  if not purges[4] or table.concat(purges, '.', 1, 3) ~= ARGV[17] then return {'purged'} end
+end
 
 -- who
 local key = {}

@@ -14,6 +14,7 @@ from django.db import connection
 from django.utils import timezone
 from redis import Redis
 
+from aiscale import redis as redis_clients
 from aiscale.wire import keys
 from apps.accounts import audit, callers
 from apps.accounts.keys import create_key
@@ -227,6 +228,22 @@ async def test_a_purge_empties_all_levels_at_once(cast: Cast, scope: str) -> Non
     assert level(await ask(cast.raw, chat())) == "miss"
     await sync_to_async(generations.purge)("model:another", by=by)
     assert level(await ask(cast.raw, chat())) == "l1"
+
+
+@pytest.mark.parametrize("scope", ["site", f"model:{EMBED}", "organization"])
+async def test_a_purge_empties_what_the_process_remembers_at_once(cast: Cast, scope: str) -> None:
+    """A known vector takes one Redis trip, the gate's; it is the gate that sees that there was a purge."""
+    value = {"model": EMBED, "input": "a text"}
+    levels = [level(await ask(cast.raw, value, "/v1/embeddings")) for _ in range(3)]
+    assert levels == ["miss", "l1", "l1"]
+    scope = f"organization:{cast.organization.public_id}" if scope == "organization" else scope
+    await sync_to_async(generations.purge)(scope, by=audit.by_system("test"))
+    assert level(await ask(cast.raw, value, "/v1/embeddings")) == "miss"
+    assert level(await ask(cast.raw, value, "/v1/embeddings")) == "l1"
+    client: Any = redis_clients.get_async()
+    await client.delete(keys.CACHE_GENERATIONS)
+    assert level(await ask(cast.raw, value, "/v1/embeddings")) == "l1"
+    assert len({row.job_id for row in await wait_usage(6)}) == 6
 
 
 async def test_identical_requests_at_once_are_computed_once(cast: Cast) -> None:
