@@ -16,6 +16,7 @@ import redis.asyncio as aioredis
 from django.conf import settings
 from django.db.backends.utils import CursorWrapper
 
+from aiscale.redis import Batcher
 from aiscale.wire.scripts import digest_script
 
 Counts = dict[str, list[str]]
@@ -55,6 +56,13 @@ def watch() -> Iterator[Counts]:
 
         return execute
 
+    def wrap_batch(original: Any) -> Any:
+        def ask(self: Any, commands: Any) -> Any:
+            note_trip(*commands)
+            return original(self, commands)
+
+        return ask
+
     def wrap_statement(original: Any) -> Any:
         def execute(self: Any, statement: Any, *args: Any) -> Any:
             counts["sql"].append(_name_statement(str(statement)))
@@ -68,6 +76,7 @@ def watch() -> Iterator[Counts]:
             (aioredis.Redis, "execute_command", wrap_command),
             (redis.client.Pipeline, "execute", wrap_pipeline),
             (aioredis.client.Pipeline, "execute", wrap_pipeline),
+            (Batcher, "_ask", wrap_batch),
             (CursorWrapper, "execute", wrap_statement),
             (CursorWrapper, "executemany", wrap_statement),
         ):

@@ -6,9 +6,10 @@ One asynchronous client per event loop, one synchronous client per process. Both
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
-from typing import Any
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 import redis.asyncio as aioredis
 from django.conf import settings
@@ -37,23 +38,59 @@ BATCH_TIMEOUT_S = 3.0
 BATCHES_AT_ONCE = 2
 MAX_BATCH_COMMANDS = 256
 
-_Clients = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aioredis.Redis]
-_clients: _Clients = weakref.WeakKeyDictionary()
-_readers: _Clients = weakref.WeakKeyDictionary()
-_batchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, "Batcher"] = weakref.WeakKeyDictionary()
+Commands = Sequence[tuple[Any, ...]]
+T = TypeVar("T")
+
+
+class PerLoop(Generic[T]):
+    """Keep one thing for each event loop, for as long as that lives."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._all: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, T] = weakref.WeakKeyDictionary()
+        self._last: tuple[weakref.ref[asyncio.AbstractEventLoop], T] | None = None
+
+    def get(self) -> T:
+        """Return the running loop's; make it the first time."""
+        loop, last = asyncio.get_running_loop(), self._last
+        if last is not None and last[0]() is loop:
+            return last[1]
+        found = self._all.get(loop)
+        if found is None:
+            found = self._all[loop] = self._make()
+        self._last = (weakref.ref(loop), found)
+        return found
+
+    def forget(self) -> T | None:
+        """Let go of the running loop's, and return it: the next one is made anew."""
+        self._last = None
+        return self._all.pop(asyncio.get_running_loop(), None)
 
 
 def get_async() -> aioredis.Redis:
     """Return the running loop's client for commands that answer at once. I/O: none until it is used."""
-    loop = asyncio.get_running_loop()
-    client = _clients.get(loop)
-    if client is None:
-        pool = aioredis.BlockingConnectionPool.from_url(
-            settings.REDIS_URL, max_connections=MAX_CONNECTIONS, timeout=POOL_TIMEOUT_S, **_async_options()
-        )
-        pool.connection_class = _pack_faster(pool.connection_class)  # type: ignore[arg-type]
-        client = _clients[loop] = aioredis.Redis.from_pool(pool)
-    return client
+    return _clients.get()
+
+
+def get_async_reader() -> aioredis.Redis:
+    """Return the running loop's client for reads that block. I/O: none until it is used."""
+    return _readers.get()
+
+
+def _make_client() -> aioredis.Redis:
+    pool = aioredis.BlockingConnectionPool.from_url(
+        settings.REDIS_URL, max_connections=MAX_CONNECTIONS, timeout=POOL_TIMEOUT_S, **_async_options()
+    )
+    pool.connection_class = _pack_faster(pool.connection_class)  # type: ignore[arg-type]
+    return aioredis.Redis.from_pool(pool)
+
+
+def _make_reader() -> aioredis.Redis:
+    pool = aioredis.ConnectionPool.from_url(settings.REDIS_URL, max_connections=MAX_READERS, **_async_options())
+    return aioredis.Redis.from_pool(pool)
+
+
+_clients, _readers = PerLoop(_make_client), PerLoop(_make_reader)
 
 
 @cache
@@ -61,16 +98,6 @@ def _pack_faster(kind: type[Any]) -> Any:
     """Return a kind of connection that writes commands with hiredis, as redis-py's synchronous connections do: a tenth of the time."""
     pack = HiredisRespSerializer().pack
     return type(f"Fast{kind.__name__}", (kind,), {"pack_command": lambda _, *command: pack(*command)})
-
-
-def get_async_reader() -> aioredis.Redis:
-    """Return the running loop's client for reads that block. I/O: none until it is used."""
-    loop = asyncio.get_running_loop()
-    client = _readers.get(loop)
-    if client is None:
-        pool = aioredis.ConnectionPool.from_url(settings.REDIS_URL, max_connections=MAX_READERS, **_async_options())
-        client = _readers[loop] = aioredis.Redis.from_pool(pool)
-    return client
 
 
 class Batcher:
@@ -84,7 +111,7 @@ class Batcher:
         """``pool`` makes the few connections, whose sockets have no time-out of their own: a batch has one."""
         self._pool = pool
         self._free: list[Any] = []
-        self._waiting: deque[tuple[tuple[Any, ...], asyncio.Future[Any]]] = deque()
+        self._waiting: deque[tuple[Commands, asyncio.Future[list[Any]]]] = deque()
         self._under_way = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._retry = AsyncRetry(ExponentialBackoff(cap=0.2, base=0.02), 2, supported_errors=(RedisConnectionError,))
@@ -94,25 +121,33 @@ class Batcher:
 
         Who is cancelled leaves a command that may run.
         """
-        if not self._under_way:
-            return await self._execute_alone(command)
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((command, future))
-        if self._under_way < BATCHES_AT_ONCE:
-            self._start()
-        return await future
+        [answer] = await self.execute_all([command])
+        return answer
 
-    async def _execute_alone(self, command: tuple[Any, ...]) -> Any:
+    async def execute_all(self, commands: Commands) -> list[Any]:
+        """Run commands one after the other. I/O and Raises: as `execute`, for the first that fails."""
+        if self._under_way:
+            future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+            self._waiting.append((commands, future))
+            if self._under_way < BATCHES_AT_ONCE:
+                self._start()
+            answers = await future
+        else:
+            answers = await self._execute_alone(commands)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    async def _execute_alone(self, commands: Commands) -> list[Any]:
         self._under_way += 1
         try:
-            [answer] = await heed_cancel(self._ask([command]))
+            answers: list[Any] = await heed_cancel(self._ask(commands))
         finally:
             self._under_way -= 1
             if self._waiting and not self._under_way:
                 self._start()
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        return answers
 
     def _start(self) -> None:
         self._under_way += 1
@@ -123,26 +158,31 @@ class Batcher:
     async def _run(self) -> None:
         try:
             while self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_BATCH_COMMANDS))]
-                await self._send([item for item in batch if not item[1].done()])
+                batch, count = [], 0
+                while self._waiting and count < MAX_BATCH_COMMANDS:
+                    item = self._waiting.popleft()
+                    if not item[1].done():
+                        batch.append(item)
+                        count += len(item[0])
+                if batch:
+                    await self._send(batch)
         finally:
             self._under_way -= 1
 
-    async def _send(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[Any]]]) -> None:
-        answers: Sequence[Any]
+    async def _send(self, batch: list[tuple[Commands, asyncio.Future[list[Any]]]]) -> None:
         try:
-            answers = await self._ask([command for command, _ in batch]) if batch else []
+            answers = iter(await self._ask([command for commands, _ in batch for command in commands]))
         except UNAVAILABLE as error:
-            answers = [error] * len(batch)
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for commands, future in batch:
+            own = list(islice(answers, len(commands)))
+            if not future.done():
+                future.set_result(own)
 
-    async def _ask(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+    async def _ask(self, commands: Commands) -> list[Any]:
         """Return each command's answer, or the error that Redis gave for it. Raises: RedisError, OSError when there is no answer at all."""
         connection = self._free.pop() if self._free else self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
@@ -162,7 +202,7 @@ class Batcher:
         return answers
 
 
-async def _talk(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+async def _talk(connection: Any, commands: Commands) -> list[Any]:
     await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
     answers: list[Any] = []
     for _ in commands:
@@ -175,13 +215,21 @@ async def _talk(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
 
 async def execute(*command: Any) -> Any:
     """Run a command in the running loop's next batch. I/O and Raises: as `Batcher.execute`."""
-    loop = asyncio.get_running_loop()
-    batcher = _batchers.get(loop)
-    if batcher is None:
-        pool = aioredis.ConnectionPool.from_url(settings.REDIS_URL, **_async_options(), socket_timeout=None, protocol=2)
-        pool.connection_class = _pack_faster(pool.connection_class)  # type: ignore[arg-type]
-        batcher = _batchers[loop] = Batcher(pool)
-    return await batcher.execute(*command)
+    return await _batchers.get().execute(*command)
+
+
+async def execute_all(commands: "Commands") -> list[Any]:
+    """Run commands, one after the other, in the running loop's next batch. I/O and Raises: as `Batcher.execute_all`."""
+    return await _batchers.get().execute_all(commands)
+
+
+def _make_batcher() -> Batcher:
+    pool = aioredis.ConnectionPool.from_url(settings.REDIS_URL, **_async_options(), socket_timeout=None, protocol=2)
+    pool.connection_class = _pack_faster(pool.connection_class)  # type: ignore[arg-type]
+    return Batcher(pool)
+
+
+_batchers = PerLoop(_make_batcher)
 
 
 def _async_options() -> dict[str, Any]:
@@ -247,7 +295,9 @@ def unavailable() -> AiscaleError:
 __all__ = [
     "UNAVAILABLE",
     "Batcher",
+    "PerLoop",
     "execute",
+    "execute_all",
     "get_async",
     "get_async_reader",
     "get_sync",

@@ -76,7 +76,8 @@ class Exchange:
     async def read_body(self) -> bytes:
         """Read the whole body. Raises: AiscaleError (BODY_TOO_LARGE), Disconnected."""
         limit_bytes = settings.ENV.body_limit_bytes
-        body = b"".join([part async for part in self.iter_body(limit_bytes)])
+        parts = [part async for part in self.iter_body(limit_bytes)]
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
         encoding = self.find_header("content-encoding")
         return body if encoding is None else await decompress(body, encoding, limit_bytes)
 

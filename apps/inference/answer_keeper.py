@@ -45,7 +45,7 @@ class AnswerKeeper:
             if event.end is not None:
                 self._ends[event.index] = event.end
             if self._flies:
-                get_flights(get_store()).tell(self._key, event)
+                get_flights().tell(self._key, event)
         elif isinstance(event, Finished):
             await self._end(event)
 
@@ -53,7 +53,7 @@ class AnswerKeeper:
         """End the flight, with an answer or none. I/O: one Redis trip, the first time. Idempotent."""
         if self._flies:
             self._flies = False
-            await get_flights(get_store()).land(self._key, value)
+            await get_flights().land(self._key, value)
 
     async def _end(self, event: Finished) -> None:
         is_good = event.finish_reason in ("stop", "length")

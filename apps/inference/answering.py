@@ -218,7 +218,7 @@ class Question(NamedTuple):
 async def _fly(question: Question) -> Run:
     """Compute the answer for all who want it now, or follow another request that does."""
     key, store = question.key, get_store()
-    flights = get_flights(store)
+    flights = get_flights()
     # who has nothing kept is followed by nobody
     shares = question.policy.read and question.policy.write
     owns = shares and bool(await flights.claim([key]))
@@ -247,7 +247,7 @@ async def _fly(question: Question) -> Run:
 
 
 async def _follow(question: Question) -> Run:
-    flight = get_flights(get_store()).join(question.key)
+    flight = get_flights().join(question.key)
     return await followers.follow(
         question.request,
         question.caller,

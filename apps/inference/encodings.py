@@ -43,16 +43,16 @@ async def encode(
 ) -> Rows:
     """Encode all inputs, or none, at the caller's expense. What the cache knows costs the plan's part of the price, text by text.
 
-    I/O: one Redis trip for the gate when this process knows all; else two for the cache, and two to send; one more for rows of over a
+    I/O: one Redis trip for the gate when this process knows all; else one more for the cache, and one to send; one more for rows of over a
     megabyte. Raises: AiscaleError.
     """
     plan = await callers.get_plan(caller.plan)
     model, plan = lanes.apply(caller, model, plan)
     try:
-        known = await vectors.find(wish, model, plan, caller, inputs)
+        known = await vectors.find(wish, model, plan, caller, inputs, recalls=True)
         headers = await _answer(known, model, caller, plan, request_id, source)
     except admission.Purged:
-        known = await vectors.find(wish, model, plan, caller, inputs, afresh=True)
+        known = await vectors.find(wish, model, plan, caller, inputs)
         headers = await _answer(known, model, caller, plan, request_id, source)
     data = known.join()
     return Rows(data=data, count=len(inputs), dimensions=len(data) // 4 // len(inputs), headers=headers)
@@ -66,7 +66,7 @@ async def _answer(
         if not known.missing:
             return await known.tell(request_id, source)
         rows = await _compute(known, model, caller, plan, request_id, source)
-        await known.fill(rows.data, rows.dimensions)
+        known.fill(rows.data, rows.dimensions)
         return rows.headers | known.headers
     finally:
         await known.close()
@@ -91,6 +91,7 @@ async def _compute(
             deadline_at_ms=deadline_at_ms,
             priority=plan.priority,
             weight=plan.weight,
+            cache_generation=known.generation,
         )
     )
     tag = known.mark(make_tag(caller, model, request_id, source, hold_nanousd, admitted))

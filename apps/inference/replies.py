@@ -6,7 +6,6 @@ import os
 import secrets
 import socket
 import time
-import weakref
 from collections import deque
 from collections.abc import AsyncIterator
 from enum import Enum
@@ -180,16 +179,12 @@ def _tells_an_end(fields: dict[bytes, bytes]) -> bool:
     return any(b"finished" in data for data in fields.values())
 
 
-_readers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Reader] = weakref.WeakKeyDictionary()
+_readers = redis_clients.PerLoop(Reader)
 
 
 def get_reader() -> Reader:
     """Return the running loop's reader. I/O: none until somebody subscribes."""
-    loop = asyncio.get_running_loop()
-    reader = _readers.get(loop)
-    if reader is None:
-        reader = _readers[loop] = Reader()
-    return reader
+    return _readers.get()
 
 
 async def follow(job_id: str, keep_waiting_s: float = 900.0) -> AsyncIterator[Event]:

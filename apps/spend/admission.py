@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -156,31 +157,14 @@ async def run_gate(
     I/O: one Redis trip. Raises: redis.exceptions.RedisError, OSError.
     """
     caller = ask.caller
-    digest = caller.key_digest
-    own = budgets.organization_scope(caller.organization_id)
-    of_key = f"key:{caller.key_id}" if digest else ""
     scopes = _list_scopes(ask, plan)
+    first, last = _name_keys(caller.key_digest, caller.key_id, caller.organization_id, plan, ask.model, scopes)
     names = [
-        keys.api_key(digest) if digest else "",
-        keys.organization(caller.organization_id),
-        keys.plan(plan),
-        keys.KILLED,
-        keys.BUDGETS,
-        keys.queue_state(ask.model),
-        keys.rate(own),
-        keys.token_rate(own),
-        keys.rate(of_key) if of_key else "",
-        keys.token_rate(of_key) if of_key else "",
-        keys.in_flight(own),
-        keys.in_flight(of_key) if of_key else "",
-        keys.queue_depth(ask.model),
-        keys.model_served(ask.model),
-        keys.EPOCH,
+        *first,
         keys.FINISHED if ask.make_end else "",
         keys.CACHE_GENERATIONS if ask.cache_generation else "",
+        *last,
     ]
-    for scope in scopes:
-        names += [keys.spend(scope), keys.holds(scope)]
     args: list[str | int | bytes] = [
         ask.job_id,
         caller.organization_id,
@@ -205,6 +189,33 @@ async def run_gate(
     answer = await (script.run_together(names, args) if client is None else script.run_async(client, names, args))
     decided: list[Any] = _decode(answer)
     return decided
+
+
+@lru_cache(maxsize=4_096)
+def _name_keys(
+    digest: str | None, key_id: str | None, organization_id: str, plan: str, model: str, scopes: tuple[str, ...]
+) -> tuple[list[str], list[str]]:
+    """Name KEYS 1 to 15 of admit.lua, and those of the scopes. Nobody may change the lists."""
+    own = budgets.organization_scope(organization_id)
+    of_key = f"key:{key_id}" if digest else ""
+    first = [
+        keys.api_key(digest) if digest else "",
+        keys.organization(organization_id),
+        keys.plan(plan),
+        keys.KILLED,
+        keys.BUDGETS,
+        keys.queue_state(model),
+        keys.rate(own),
+        keys.token_rate(own),
+        keys.rate(of_key) if of_key else "",
+        keys.token_rate(of_key) if of_key else "",
+        keys.in_flight(own),
+        keys.in_flight(of_key) if of_key else "",
+        keys.queue_depth(model),
+        keys.model_served(model),
+        keys.EPOCH,
+    ]
+    return first, [name for scope in scopes for name in (keys.spend(scope), keys.holds(scope))]
 
 
 def _list_scopes(ask: Ask, plan: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from django.conf import settings
@@ -46,6 +46,7 @@ def organization_scope(organization_id: str) -> str:
     return f"organization:{organization_id}"
 
 
+@lru_cache(maxsize=4_096)
 def list_scopes(
     *, organization_id: str, plan: str, model: str, user_id: str | None, key_id: str | None
 ) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ import logging
 import secrets
 import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -18,7 +19,7 @@ from aiscale import redis as redis_clients
 from aiscale.wire import keys
 from aiscale.wire.codec import decode_event, encode_event
 from aiscale.wire.events import Delta
-from apps.inference.cache.store import Store
+from apps.inference.cache.store import Store, get_store
 
 log = logging.getLogger(__name__)
 
@@ -100,17 +101,24 @@ class Flights:
 
         The others are being computed: `wait` for them. Without Redis this process alone is looked at.
         """
+        return (await self.claim_and_look(wanted))[0]
+
+    async def claim_and_look(self, wanted: list[bytes]) -> tuple[set[bytes], dict[bytes, bytes]]:
+        """Do `claim`, and look into level 2 after that: what is not there then, nobody else can put there before us.
+
+        Returns the keys to `land`, and the values of those of ``wanted`` that are there. I/O: one Redis trip.
+        """
         free = [key for key in dict.fromkeys(wanted) if key not in self._mine]
         for key in free:
             self._count += 1
             self._mine[key] = Flight(f"{self._name}-{self._count}")
-        foreign = await self._claim_shared(free)
+        foreign, values = await self._claim_shared(free, wanted)
         for key in foreign:
             # somebody in another process flies: those here wait for level 2 together
             self._mine.pop(key).end(None)
         if self._mine and (self._toucher is None or self._toucher.done()):
             self._toucher = asyncio.create_task(self._touch(), name="cache-flights")
-        return set(free) - foreign
+        return set(free) - foreign, values
 
     def tell(self, key: bytes, delta: Delta) -> None:
         """Let those who follow hear a piece of what this process computes. I/O: none here."""
@@ -133,14 +141,23 @@ class Flights:
 
     async def land(self, key: bytes, value: bytes | None) -> None:
         """Tell those who wait what came out, or (None) that nothing did. Call it after the store has it. I/O: one Redis trip."""
-        flight = self._mine.pop(key, None)
-        if flight is not None:
-            flight.end(value)
+        [command] = self.release([key], {} if value is None else {key: value})
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                await redis_clients.execute("DEL", keys.flight(key))
+                await redis_clients.execute(*command)
         except (*redis_clients.UNAVAILABLE, TimeoutError):
             log.debug("a flight ends by itself")
+
+    def release(self, mine: Iterable[bytes], values: Mapping[bytes, bytes]) -> list[tuple[Any, ...]]:
+        """Tell those of this process who wait for the caller's keys what came out. Returns the Redis commands that tell the others, to be
+        run once level 2 has the values. I/O: none."""
+        commands = []
+        for key in mine:
+            flight = self._mine.pop(key, None)
+            if flight is not None:
+                flight.end(values.get(key))
+            commands.append(("DEL", keys.flight(key)))
+        return commands
 
     async def wait(self, key: bytes, timeout_s: float) -> bytes | None:
         """Return the answer that somebody else computes, or None: they failed, or it took too long. I/O: Redis, while another process
@@ -172,19 +189,16 @@ class Flights:
             self._store.local.keep(key, value)
         return value, owner
 
-    async def _claim_shared(self, wanted: list[bytes]) -> set[bytes]:
-        """Return those that another process has."""
+    async def _claim_shared(self, free: list[bytes], wanted: list[bytes]) -> tuple[set[bytes], dict[bytes, bytes]]:
+        """Return those of ``free`` that another process has, and what level 2 knows of ``wanted``."""
+        claims = [("SET", keys.flight(key), self._mine[key].name, "NX", "PX", LEASE_MS) for key in free]
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                answers = await asyncio.gather(
-                    *(
-                        redis_clients.execute("SET", keys.flight(key), self._mine[key].name, "NX", "PX", LEASE_MS)
-                        for key in wanted
-                    )
-                )
+                *answers, values = await redis_clients.execute_all([*claims, ("MGET", *map(keys.cached, wanted))])
         except (*redis_clients.UNAVAILABLE, TimeoutError):
-            return set()
-        return {key for key, answer in zip(wanted, answers, strict=True) if answer is None}
+            return set(), {}
+        foreign = {key for key, answer in zip(free, answers, strict=True) if answer is None}
+        return foreign, {key: bytes(value) for key, value in zip(wanted, values, strict=True) if value is not None}
 
     async def _touch(self) -> None:
         """Keep the leases of what flies here alive."""
@@ -261,13 +275,9 @@ def _hear_entry(flight: Flight, fields: list[bytes] | dict[bytes, bytes]) -> Non
             flight.tell(event)
 
 
-_flights: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Flights] = weakref.WeakKeyDictionary()
+_flights = redis_clients.PerLoop(lambda: Flights(get_store()))
 
 
-def get_flights(store: Store) -> Flights:
+def get_flights() -> Flights:
     """Return the running loop's flights."""
-    loop = asyncio.get_running_loop()
-    flights = _flights.get(loop)
-    if flights is None:
-        flights = _flights[loop] = Flights(store)
-    return flights
+    return _flights.get()

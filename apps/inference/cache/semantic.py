@@ -134,7 +134,7 @@ async def _look(
     try:
         if known.missing:
             rows = await _encode(encoder, known.missing, request, caller, PROMPT_SUFFIX, DEADLINE_S)
-            await known.fill(rows.data, rows.dimensions)
+            known.fill(rows.data, rows.dimensions)
     finally:
         await known.close()
     vector = np.frombuffer(known.join(), "<f4")

@@ -1,6 +1,7 @@
 """Look for the vectors of texts that were embedded before, and keep new ones: each text for itself, whatever request it came with."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -20,23 +21,22 @@ _FARTHEST: tuple[Level, ...] = ("miss", "l3", "l2", "l1")
 
 
 async def find(
-    wish: Wish, model: CatalogModel, plan: PlanLimits, caller: Caller, inputs: list[list[int]], *, afresh: bool = False
+    wish: Wish, model: CatalogModel, plan: PlanLimits, caller: Caller, inputs: list[list[int]], *, recalls: bool = False
 ) -> "Known":
     """Look for each text's vector; a text that others compute right now is waited for, if there is nothing else to do.
 
-    I/O: none when this process knows all; else two Redis trips and one SQL statement at the most, and Redis while waiting. ``afresh``: ask
-    how often the cache was purged, since what this process remembers of it is outdated.
+    I/O: none when this process knows all; else a Redis trip or two and one SQL statement at the most, and Redis while waiting. ``recalls``:
+    go by what this process remembers of purges; the gate must then compare `Known.generation`.
     """
     chosen = policy.choose(wish, deterministic=True, plan_scope=plan.cache_scope, caller=caller)
-    recalled = None if chosen.is_off or afresh else generations.recall(model.slug, caller.organization_id)
-    if recalled is not None and chosen.read:
-        known = Known(chosen, model, plan, caller, inputs, recalled)
-        if known.look_here():
-            return known
-    generation = None if chosen.is_off else await generations.find(model.slug, caller.organization_id)
+    recalled = None if chosen.is_off or not recalls else generations.recall(model.slug, caller.organization_id)
+    generation = recalled
+    if generation is None and not chosen.is_off:
+        generation = await generations.find(model.slug, caller.organization_id)
     if generation is None:
         chosen, generation = policy.OFF, ""
     known = Known(chosen, model, plan, caller, inputs, generation)
+    known.generation = recalled or ""
     if chosen.read:
         await known.look()
     return known
@@ -62,9 +62,8 @@ class Known:
         ]
         self._found: dict[bytes, Found] = {}
         self._mine: set[bytes] = set()
-        self._recalled = ""
-        """The generation by which all was found, where the gate is to compare it."""
-        self._generation = generation
+        self.generation = ""
+        """What this process remembered of purges and the gate is to compare (`admission.Ask`); '' when it was asked for just now."""
 
     @property
     def count(self) -> int:
@@ -85,40 +84,39 @@ class Known:
         """Say where the vectors were: the farthest level, or that some had to be computed. Nothing when the cache was not asked."""
         return {} if self._policy.is_off else {telling.HEADER: self._level}
 
-    def look_here(self) -> bool:
-        """Look in level 1 alone. True when all is there: then the gate compares the generation."""
-        store = get_store()
-        for key in self._keys:
-            value = store.local.find(key)
-            if value is None:
-                self._found = {}
-                return False
-            self._found[key] = Found(value, "l1")
-        self._recalled = self._generation
-        return True
-
     async def look(self) -> None:
         """Find what is known, claim what is not, and wait for what others compute if that is all. I/O: see `find`."""
         store = get_store()
-        self._found = await store.find_many(self._keys)
+        self._found = store.find_here(self._keys)
         missing = list(self._list_missing())
         if not missing:
             return
-        flights = get_flights(store)
-        self._mine = await flights.claim(missing)
+        flights = get_flights()
+        self._mine, values = await flights.claim_and_look(missing)
+        self._take(values, "l2")
         if self._mine:
-            near = await store.find_near(missing)
-            self._found |= near
-            for key in self._mine & near.keys():
-                await flights.land(key, near[key].value)
-            self._mine -= near.keys()
-        else:
-            values = await asyncio.gather(*(flights.wait(key, FLIGHT_PATIENCE_S) for key in missing))
-            pairs = zip(missing, values, strict=True)
+            lasting = await store.find_lasting(list(self._mine))
+            self._take({key: found.value for key, found in lasting.items()}, "l3")
+        if not self._mine:
+            others = list(self._list_missing())
+            waited = await asyncio.gather(*(flights.wait(key, FLIGHT_PATIENCE_S) for key in others))
+            pairs = zip(others, waited, strict=True)
             self._found |= {key: Found(value, "l1") for key, value in pairs if value is not None}
 
-    async def fill(self, data: bytes, dimensions: int) -> None:
-        """Take the vectors of what was missing, and keep them. I/O: one Redis trip or two."""
+    def _take(self, values: Mapping[bytes, bytes], level: Level) -> None:
+        """Take what a lower level knew, and let go of those texts. I/O: one Redis trip, for which nobody waits."""
+        store, mine = get_store(), self._mine & values.keys()
+        self._mine -= mine
+        for key, value in values.items():
+            self._found[key] = Found(value, level)
+            store.local.keep(key, value)
+        if mine:
+            store.keep_soon(
+                {}, model=self._model.slug, scope=self._policy.scope, then=get_flights().release(mine, values)
+            )
+
+    def fill(self, data: bytes, dimensions: int) -> None:
+        """Take the vectors of what was missing, and keep them. I/O: one Redis trip, for which nobody waits."""
         size = dimensions * 4
         computed = {
             key: data[index * size : (index + 1) * size] for index, key in enumerate(list(self._list_missing()))
@@ -128,11 +126,11 @@ class Known:
             count_lookup(self._model.slug, self._found[key].level)
         level = self._level
         self._found |= {key: Found(value, level) for key, value in computed.items()}
-        if self._policy.write:
-            await get_store().keep_many(computed, model=self._model.slug, scope=self._policy.scope)
         mine, self._mine = self._mine, set()
-        flights = get_flights(get_store())
-        await asyncio.gather(*(flights.land(key, computed.get(key)) for key in mine))
+        told = get_flights().release(mine, computed)
+        if self._policy.write or told:
+            kept = computed if self._policy.write else {}
+            get_store().keep_soon(kept, model=self._model.slug, scope=self._policy.scope, then=told)
 
     def join(self) -> bytes:
         """Return all vectors, in the order of the texts."""
@@ -142,7 +140,7 @@ class Known:
         """Let those who wait for what did not come compute it themselves. I/O: one Redis trip then."""
         mine, self._mine = self._mine, set()
         for key in mine:
-            await get_flights(get_store()).land(key, None)
+            await get_flights().land(key, None)
 
     def price(self, model: CatalogModel, plan: PlanLimits) -> CatalogModel:
         """Return the model with the plan's price for what is known."""
@@ -156,7 +154,7 @@ class Known:
 
     async def tell(self, request_id: str, source: Literal["api", "chat"]) -> dict[str, str]:
         """Admit the request: everything is known. Returns the answer's headers. I/O: one Redis trip. Raises: AiscaleError; admission.Purged
-        after `look_here` alone: look `afresh`."""
+        when what it found is from before a purge."""
         known = telling.Known(kind="encode", level=self._level, prompt_tokens=sum(map(len, self._inputs)))
         _, headers = await telling.admit_known(
             known,
@@ -166,7 +164,7 @@ class Known:
             job_id=lanes.name_job(request_id),
             request_id=request_id,
             source=source,
-            generation=self._recalled,
+            generation=self.generation,
         )
         return headers
 

@@ -324,8 +324,7 @@ async def test_m3_a_redis_that_fails_refuses(client, organization):
 
 async def _forget_client() -> None:
     """Make the running loop's next client anew, from the settings as they are now."""
-    import asyncio
-
-    kept = redis_clients._clients.pop(asyncio.get_running_loop(), None)
+    redis_clients._batchers.forget()
+    kept = redis_clients._clients.forget()
     if kept is not None:
         await kept.aclose()

@@ -322,14 +322,16 @@ async def test_d4_the_hot_path_reads_no_sql_with_budgets_everywhere(caller, monk
         await set_budget(fill(scope, caller), USD)
     await admit(make_ask(caller))
     seen = []
+    batcher = redis_clients._batchers.get()
+    really = batcher._ask
+
+    async def count(commands):
+        seen.extend(command[0] for command in commands)
+        return await really(commands)
+
+    monkeypatch.setattr(batcher, "_ask", count)
     client = redis_clients.get_async()
-    really = client.execute_command
-
-    async def count(*args, **options):
-        seen.append(args[0])
-        return await really(*args, **options)
-
-    monkeypatch.setattr(client, "execute_command", count)
+    monkeypatch.setattr(client, "execute_command", lambda *_: pytest.fail("the gate asked Redis apart"))
     monkeypatch.setattr(CursorWrapper, "execute", lambda *_: pytest.fail("the gate asked Postgres"))
     await admit(make_ask(caller))
     assert seen == ["EVALSHA"]
