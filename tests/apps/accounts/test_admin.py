@@ -17,6 +17,7 @@ from apps.accounts import audit, organizations
 from apps.accounts.keys import create_key
 from apps.accounts.models import AuditEvent, Membership, Organization, Plan, User
 from apps.chat import turns
+from apps.inference.cache import generations
 from apps.inference.models import Model, ModerationFlag, Upstream
 from apps.spend import killswitch, prices, rerating, settlement, webhooks
 from apps.spend.models import Budget, RefusedRequest
@@ -47,6 +48,7 @@ def browser(cast: Cast) -> Client:
     ModerationFlag.objects.create(organization_id="org_1", request_id="req_1", source="api", model="m", action="flag")
     with transaction.atomic():
         audit.record("plan.change", target="plan:free", by=audit.by_user(root))
+    generations.purge(f"organization:{cast.organization.public_id}", by=audit.by_user(root), reason="A test")
     upstream = Upstream(name="acme", base_url="https://api.acme.example/v1")
     upstream.set_key("sk-upstream-secret")
     upstream.save()
