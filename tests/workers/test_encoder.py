@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from aiscale.wire.manifest import read_manifest
 from workers.artifacts import build
 from workers.artifacts.fetch import fetch
-from workers.engine.encoder import OnnxEncoder
+from workers.engine.encoder import FEW_TOKENS, OnnxEncoder
 from workers.engine.providers import CPU
 from workers.engine.sessions import INTEGER_GRAPH, integers_add_up
 
@@ -136,6 +136,15 @@ def test_padding_and_batching_change_nothing(
     np.testing.assert_allclose(encoder.encode(many), alone, atol=5e-6 if which == "encoder" else 2e-3)
     even = [token_ids[0]] * 5
     np.testing.assert_allclose(encoder.encode(even), np.stack([alone[1]] * 5), atol=5e-6)
+
+
+def test_small_and_large_batches_give_the_same_vectors(small_encoder: OnnxEncoder, token_ids: list[list[int]]) -> None:
+    """Small ones are computed by one thread, large ones by all."""
+    text = token_ids[2]
+    many = FEW_TOKENS // len(text) + 1
+    alone, together = small_encoder.encode([text]), small_encoder.encode([text] * many)
+    assert many * len(text) > FEW_TOKENS >= len(text)
+    np.testing.assert_allclose(together, np.repeat(alone, many, axis=0), atol=1e-6)
 
 
 def test_no_texts_no_vectors(encoder: OnnxEncoder) -> None:

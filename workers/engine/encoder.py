@@ -9,12 +9,17 @@ from numpy.typing import NDArray
 
 from workers.engine.sessions import integers_add_up, open_session
 
+FEW_TOKENS = 256
+"""A batch of so many, padding included, is computed by one thread: several spend as long on waiting for each other, and other processes
+want the cores."""
+
 
 class OnnxEncoder:
     """Encode batches of token ids. Not thread-safe: one engine thread owns it."""
 
     def __init__(self, model_dir: Path, providers: Sequence[str], threads: int) -> None:
-        """Load both graphs: one for batches of equal lengths, without any work for masks, and one for padded ones.
+        """Load both graphs: one for batches of equal lengths, without any work for masks, and one for padded ones. Each is there twice, for
+        small batches and for large ones.
 
         I/O: reads the model's files. Raises: FileNotFoundError; ValueError for eight-bit weights on a CPU that cannot add them up.
         """
@@ -28,8 +33,11 @@ class OnnxEncoder:
                 "convert it with precision fp32"
             )
         # Basic: further fusions would put the slow operators back that the converter avoids.
-        self._even = open_session(model_dir / "model.onnx", providers, threads, optimize="basic")
-        self._padded = open_session(model_dir / "model.padded.onnx", providers, threads, optimize="basic")
+        graphs = (model_dir / "model.onnx", model_dir / "model.padded.onnx")
+        self._large = [open_session(graph, providers, threads, optimize="basic") for graph in graphs]
+        self._small = self._large
+        if threads != 1 and "CUDAExecutionProvider" not in providers:
+            self._small = [open_session(graph, providers, 1, optimize="basic") for graph in graphs]
 
     def check(self, text: Sequence[int]) -> str | None:
         """Say what is wrong with a text that cannot be encoded."""
@@ -49,13 +57,14 @@ class OnnxEncoder:
         for row, text in enumerate(batch):
             token_ids[row, : len(text)] = text
         vectors: NDArray[np.float32]
+        even, padded = self._small if token_ids.size <= FEW_TOKENS else self._large
         if int(lengths.min()) == longest:
-            [vectors] = self._even.run(["sentence_embedding"], {"input_ids": token_ids})
+            [vectors] = even.run(["sentence_embedding"], {"input_ids": token_ids})
         else:
             inputs = {"input_ids": token_ids, "lengths": lengths}
-            [vectors] = self._padded.run(["sentence_embedding"], inputs)
+            [vectors] = padded.run(["sentence_embedding"], inputs)
         return vectors
 
     def close(self) -> None:
         """Give the memory back. The encoder is of no use afterwards."""
-        del self._even, self._padded
+        del self._large, self._small

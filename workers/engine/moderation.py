@@ -32,7 +32,9 @@ class ModerationEncoder:
         self._longest = int(settings["longest"])
         ranges = np.array(settings["ranges"], np.float32)
         self._lowest, self._span = ranges[:, 0], ranges[:, 1] - ranges[:, 0]
-        self._network = open_session(model_dir / "toxicity.onnx", providers, threads)
+        self._network = open_session(
+            model_dir / "toxicity.onnx", providers, threads if "CUDAExecutionProvider" in providers else 1
+        )
         self._benign = int(settings["benign"])
         terms = settings["terms"]
         with np.load(model_dir / "attacks.npz", allow_pickle=False) as arrays:
