@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from django.test import TransactionTestCase
+
+from tests.database import empty_tables
+
+TransactionTestCase._fixture_teardown = empty_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,7 +7,5 @@ EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
 STORAGES["default"] = {"BACKEND": "django.core.files.storage.InMemoryStorage"}  # noqa: F405
 # pytest-django destroys the test database, which an open pool would prevent
 DATABASES["default"]["OPTIONS"].pop("pool", None)  # type: ignore[attr-defined]  # noqa: F405
-# tests that commit empty all tables afterwards, which the ledger's triggers refuse elsewhere
-DATABASES["default"]["OPTIONS"]["options"] = "-c aiscale.allow_truncate=on"  # type: ignore[index]  # noqa: F405
 # ServeStatic looks at every file anew for each test client; the end-to-end tests serve files as servers do
 SERVESTATIC_USE_FINDERS = False

@@ -146,13 +146,8 @@ def test_corrections_are_append_only(organization):
         row.save()
     with pytest.raises(Error, match="append-only"):
         Correction.objects.all()._raw_delete("default")
-    with connection.cursor() as cursor:
-        cursor.execute("SET aiscale.allow_truncate = off")
-        try:
-            with pytest.raises(Error, match="append-only"):
-                cursor.execute("TRUNCATE spend_correction")
-        finally:
-            cursor.execute("SET aiscale.allow_truncate = on")
+    with connection.cursor() as cursor, pytest.raises(Error, match="append-only"):
+        cursor.execute("TRUNCATE spend_correction")
 
 
 @pytest.mark.parametrize(
