@@ -258,6 +258,7 @@ async def test_paths_and_methods(cast: Cast) -> None:
 
 
 async def test_without_redis_nothing_is_served(cast: Cast, settings: Any) -> None:
+    """M3."""
     settings.REDIS_URL = "unix:///nowhere/valkey.sock"
     exchange = await refuse("/v1/chat/completions", 503, "backend_unavailable", key=cast.raw, value=chat())
     assert int(exchange.headers["retry-after"]) >= 1

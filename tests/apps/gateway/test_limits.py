@@ -207,3 +207,32 @@ async def test_m4_an_expired_key(cast: Cast) -> None:
     await asyncio.sleep(1.1)
     status, code, _ = await answer(chat(cast))
     assert (status, code) == (401, "key_expired")
+
+
+# what a Redis that answers, but takes no writes, is set to
+BREAKS = {
+    "no memory": ("maxmemory", "1", "0"),
+    "a lost replica": ("min-replicas-to-write", "1", "0"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+async def test_m3_a_redis_that_takes_no_writes_lets_nobody_past_the_limits(
+    cast: Cast, redis_url: str, name: str
+) -> None:
+    """M3: what is known of the caller is still in memory, and the worker waits; still nothing is served that no budget knows of."""
+    await set_budget("site", 10**12)
+    assert await answer(chat(cast)) == (200, "", "")
+    setting, broken, whole = BREAKS[name]
+    with Redis.from_url(redis_url) as client:
+        await settle(redis_url, 1)
+        client.config_set(setting, broken)
+        try:
+            for exchange in (chat(cast), chat(cast, stream=True), embed(cast, PROMPT)):
+                assert (await answer(exchange))[:2] == (503, "backend_unavailable")
+                assert int(exchange.headers["retry-after"]) >= 1
+        finally:
+            client.config_set(setting, whole)
+    assert await answer(chat(cast)) == (200, "", "")
+    await settle(redis_url, 2)
+    assert await on_thread(UsageRecord.objects.count) == 2
