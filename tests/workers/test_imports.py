@@ -215,7 +215,7 @@ BROKEN: list[tuple[Callable[[Path, Path], Path], str]] = [
     (no_tokenizer, "tokenizer.json"),
     (broken_tokenizer, "tokenizer.json cannot be read"),
     (large_tokenizer, "the tokenizer knows 53 tokens"),
-    (foreign_onnx, "only folders that aiscale converted"),
+    (foreign_onnx, "without config.json"),
     (lambda source, folder: folder / "nowhere", "there is no file or folder"),
 ]
 

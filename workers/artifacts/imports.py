@@ -1,4 +1,5 @@
-"""Take in a model that somebody has: a GGUF file, a Hugging Face folder of safetensors, or a folder that aiscale converted elsewhere.
+"""Take in a model that somebody has: a GGUF file, a Hugging Face folder of safetensors or of an ONNX export, or a folder that aiscale
+converted elsewhere.
 
 The source is read as data alone, by readers that run nothing of it; what is broken, or asks for more than the graph computes, is refused
 with a reason before anything is put into place.
@@ -10,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import onnx
@@ -34,12 +35,15 @@ from workers.artifacts import (
     gguf_decoder,
     gguf_tokenizer,
     hf_tokenizer,
+    onnx_tensors,
     quality,
     safetensors_decoder,
 )
 from workers.artifacts.calibration import read_sample
 from workers.artifacts.decoder import DecoderShape, Precision
 from workers.artifacts.errors import ArtifactError, ConversionError, DamagedModel
+from workers.artifacts.onnx_decoder import OnnxWeights
+from workers.artifacts.onnx_tensors import OnnxTensors
 from workers.artifacts.safetensors_decoder import CONFIG_FILE, SafetensorsWeights
 from workers.artifacts.vocabulary import Vocabulary
 from workers.artifacts.weights import WEIGHTS_FILE, WeightFile
@@ -109,17 +113,18 @@ def _choose(source: Path, name: str, precision: Precision | None, license_: str)
         if precision is not None:
             raise ConversionError("a converted folder is taken as it is; leave --quantize out")
         return _plan_copy(source, name)
-    if next(source.glob("*.onnx"), None) is not None and not (source / CONFIG_FILE).is_file():
+    graph = None if next(source.glob("*.safetensors"), None) is not None else onnx_tensors.find_graph(source)
+    if graph is not None and not (source / CONFIG_FILE).is_file():
         raise ConversionError(
-            f"{source.name} holds ONNX graphs without {MANIFEST_FILE}: only folders that aiscale converted are served as they are; "
-            "import the model's safetensors or GGUF file instead"
+            f"{source.name} holds an ONNX graph without {CONFIG_FILE}: put the model's own beside it, which says its dimensions"
         )
-    files = [*safetensors_decoder.list_files(source), source / CONFIG_FILE]
+    weights = OnnxTensors(graph).list_files() if graph is not None else safetensors_decoder.list_files(source)
+    files = [*weights, source / CONFIG_FILE]
     files += [path for side in _SIDE_FILES if (path := source / side).is_file()]
     config = safetensors_decoder.read_json(source / CONFIG_FILE)
     if config.get("model_type") == "bert":
-        return _plan_bert(source, name, precision, license_, files)
-    return _plan_decoder(_FolderSource(source, config), name, precision, license_, files)
+        return _plan_bert(source, name, precision, license_, files, config, graph)
+    return _plan_decoder(_FolderSource(source, config, graph), name, precision, license_, files)
 
 
 class _GgufSource:
@@ -139,17 +144,23 @@ class _GgufSource:
 
 
 class _FolderSource:
-    """Read a decoder from a Hugging Face folder."""
+    """Read a decoder from a Hugging Face folder: from ``graph`` where its weights lie in an ONNX export, else from safetensors."""
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], graph: Path | None) -> None:
         self.path = path
         self._config = config
+        self._graph = graph
 
     def read_shape(self) -> DecoderShape:
         return safetensors_decoder.read_shape(self._config)
 
     def write(self, shape: DecoderShape, target: Path, precision: Precision, large: WeightFile) -> None:
-        decoder.write(SafetensorsWeights(self.path, self._config, shape), shape, target, precision, large)
+        weights: decoder.Weights
+        if self._graph is None:
+            weights = SafetensorsWeights(self.path, self._config, shape)
+        else:
+            weights = OnnxWeights(self._graph, self._config, shape)
+        decoder.write(weights, shape, target, precision, large)
 
     def write_tokenizer(self, target: Path) -> Vocabulary:
         return hf_tokenizer.convert_tokenizer(self.path, target)
@@ -228,22 +239,35 @@ def _report_decoder(
     return lines
 
 
-def _plan_bert(source: Path, name: str, precision: Precision | None, license_: str, files: list[Path]) -> _Run:
+def _plan_bert(
+    source: Path,
+    name: str,
+    precision: Precision | None,
+    license_: str,
+    files: list[Path],
+    config: dict[str, Any],
+    graph: Path | None,
+) -> _Run:
+    if any("ForSequenceClassification" in str(kind) for kind in config.get("architectures") or ()):
+        raise ConversionError(
+            f"{source.name} holds a classifier; of BERT, sentence encoders are imported (classifiers come with aiscale: see moderation)"
+        )
     if precision not in (None, "int8", "fp32"):
         raise ConversionError(f"encoders are converted to int8 or fp32, not to {precision}")
     chosen: bert.Precision = "int8" if precision != "fp32" and integers_add_up() else "fp32"
     version = _name_version(files, "embed", chosen)
 
     def make(work: Path, made: Path, report: list[str]) -> Manifest:
-        shape = bert.read_shape(source / CONFIG_FILE)
+        shape = bert.read_shape(source / CONFIG_FILE, _read_pooling(source))
         hf_tokenizer.copy_tokenizer(source, made / TOKENIZER_FILE)
         sample = read_sample(made / TOKENIZER_FILE, shape.positions)
         try:
-            tensors = {
-                key: value
-                for path in safetensors_decoder.list_files(source)
-                for key, value in load_file(str(path)).items()
-            }
+            tensors: dict[str, Any]
+            if graph is None:
+                paths = safetensors_decoder.list_files(source)
+                tensors = {key: value for path in paths for key, value in load_file(str(path)).items()}
+            else:
+                tensors = OnnxTensors(graph).read_all()
             bert.convert(tensors, shape, made, chosen, sample)
         except (SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
             raise ConversionError(
@@ -265,6 +289,20 @@ def _plan_bert(source: Path, name: str, precision: Precision | None, license_: s
         )
 
     return _Run("embed", version, make)
+
+
+def _read_pooling(source: Path) -> Literal["mean", "cls"]:
+    """Say how a sentence-transformers folder makes one vector of many. I/O: one small file. Raises: ConversionError."""
+    path = source / "1_Pooling" / CONFIG_FILE
+    said = safetensors_decoder.read_json(path) if path.is_file() else {}
+    ways = [name.removeprefix("pooling_mode_") for name, on in said.items() if name.startswith("pooling_mode_") and on]
+    if ways in ([], ["mean_tokens"]):
+        return "mean"
+    if ways == ["cls_token"]:
+        return "cls"
+    raise ConversionError(
+        f"the model pools by {', '.join(map(str, ways))[:100]}; mean_tokens and cls_token are computed"
+    )
 
 
 def _plan_copy(source: Path, name: str) -> _Run:

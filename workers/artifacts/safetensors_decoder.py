@@ -137,7 +137,7 @@ class SafetensorsWeights:
                     f"{path.name} is not a whole safetensors file ({str(error)[:150]}); download it again"
                 ) from error
             for name in names:
-                ours = _translate(name)
+                ours = translate(name)
                 if ours in self._places:
                     raise ConversionError(f"the folder holds {name[:100]} twice")
                 self._places[ours] = (path, name)
@@ -177,7 +177,7 @@ def _read_bfloat16(path: Path, name: str) -> NDArray[np.float32]:
     return (halves.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
 
 
-def _translate(name: str) -> str:
+def translate(name: str) -> str:
     """Return GGUF's name of a tensor; one that is not known keeps its own."""
     found = _LAYER.fullmatch(name)
     if found and found[2] in _INNER:
