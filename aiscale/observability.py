@@ -37,8 +37,8 @@ SETTLEMENT_LAG_SECONDS = Gauge(
 )
 CACHE_LOOKUPS = Counter("aiscale_cache_lookups", "Answers looked for, by the level where they were", ["model", "level"])
 CACHE_BYTES = Gauge("aiscale_cache_bytes", "Bytes of this process's own cache")
-ENGINE_RUNNING = Gauge("aiscale_engine_running", "Sequences in the batch", ["model"])
-ENGINE_WAITING = Gauge("aiscale_engine_waiting", "Sequences waiting for a slot", ["model"])
+ENGINE_RUNNING = Gauge("aiscale_engine_running", "Sequences in the batch", ["model", "version"])
+ENGINE_WAITING = Gauge("aiscale_engine_waiting", "Sequences waiting for a slot", ["model", "version"])
 ENGINE_STEP_SECONDS = Histogram(
     "aiscale_engine_step_seconds", "Time of one engine step", ["model"], buckets=LATENCY_BUCKETS_S
 )
@@ -58,7 +58,7 @@ ENGINE_TOKEN_GAP_SECONDS = Histogram(
 ENGINE_KV_TOKENS = Gauge(
     "aiscale_engine_kv_tokens",
     "Tokens whose keys and values have their place: of the running, and kept",
-    ["model", "use"],
+    ["model", "version", "use"],
 )
 ENGINE_PREFIX_TOKENS = Counter(
     "aiscale_engine_prefix_tokens",

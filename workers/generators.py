@@ -32,7 +32,9 @@ _FLOAT_BYTES = 4
 def open_engine(directory: Path, manifest: Manifest, providers: list[str]) -> Engine:
     """I/O: loads the model. The engine is not started yet."""
     runner = _open_runner(directory, manifest, providers)
-    return Engine(runner, manifest.eos_token_ids, meter(manifest.name), kv_tokens=count_kv_tokens(manifest))
+    return Engine(
+        runner, manifest.eos_token_ids, meter(manifest.name, manifest.version), kv_tokens=count_kv_tokens(manifest)
+    )
 
 
 def count_kv_tokens(manifest: Manifest) -> int:
@@ -62,19 +64,19 @@ def _open_runner(directory: Path, manifest: Manifest, providers: list[str]) -> R
     )
 
 
-def meter(name: str) -> Callable[[StepReport], None]:
-    """Return what writes a step's metrics."""
+def meter(name: str, version: str) -> Callable[[StepReport], None]:
+    """Return what writes a step's metrics. Versions of a model add up, but for what is now: each has its own (`forget_gauges`)."""
 
     def on_step(step: StepReport) -> None:
         ENGINE_STEP_SECONDS.labels(name).observe(step.seconds)
-        ENGINE_RUNNING.labels(name).set(step.running)
-        ENGINE_WAITING.labels(name).set(step.waiting)
+        ENGINE_RUNNING.labels(name, version).set(step.running)
+        ENGINE_WAITING.labels(name, version).set(step.waiting)
         ENGINE_TOKENS.labels(name, "prompt").inc(step.prefilled)
         ENGINE_TOKENS.labels(name, "completion").inc(len(step.gaps_s) + len(step.first_tokens_s))
         ENGINE_PREFIX_TOKENS.labels(name, "asked").inc(step.asked)
         ENGINE_PREFIX_TOKENS.labels(name, "reused").inc(step.reused)
-        ENGINE_KV_TOKENS.labels(name, "running").set(step.kv_tokens)
-        ENGINE_KV_TOKENS.labels(name, "kept").set(step.kept_tokens)
+        ENGINE_KV_TOKENS.labels(name, version, "running").set(step.kv_tokens)
+        ENGINE_KV_TOKENS.labels(name, version, "kept").set(step.kept_tokens)
         if step.decoded:
             ENGINE_BATCH_SIZE.labels(name).observe(step.decoded)
         for seconds in step.first_tokens_s:
@@ -83,3 +85,15 @@ def meter(name: str) -> Callable[[StepReport], None]:
             ENGINE_TOKEN_GAP_SECONDS.labels(name).observe(seconds)
 
     return on_step
+
+
+def forget_gauges(name: str, version: str) -> None:
+    """Take away what was said of a version that is here no more."""
+    for labels, gauge in (
+        ((name, version), ENGINE_RUNNING),
+        ((name, version), ENGINE_WAITING),
+        ((name, version, "running"), ENGINE_KV_TOKENS),
+        ((name, version, "kept"), ENGINE_KV_TOKENS),
+    ):
+        gauge.labels(*labels)  # removing what was never said is an error
+        gauge.remove(*labels)

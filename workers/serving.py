@@ -20,7 +20,7 @@ from workers.engine.engine import Engine
 from workers.engine.runner_fake import FakeClassifier, FakeEncoder
 from workers.engine.vocabulary import Vocabulary
 from workers.generation import Generation
-from workers.generators import open_engine
+from workers.generators import forget_gauges, open_engine
 from workers.lanes import Lanes
 from workers.publish import JobInHand, Publisher
 from workers.versions import list_wanted
@@ -170,7 +170,7 @@ class Serving:
                 # characters are cheap: a classifier's batches are bounded by their number alone
                 max_batch_tokens=ENV.encoder_batch_tokens if manifest.reads == "tokens" else sys.maxsize,
                 max_wait_s=ENV.encoder_wait_ms / 1000,
-                on_batch=_meter_batches(name),
+                on_batch=_meter_batches(name, manifest.version),
             )
             served, lanes = Served(encoder, None), Lanes("encode", ENCODER_LANES)
         served.thread.start(f"{manifest.kind}-{name}-{manifest.version}")
@@ -190,6 +190,7 @@ class Serving:
         served.thread.stop()
         if isinstance(served.thread, Engine):
             served.thread.runner.close()
+        forget_gauges(name, version)
         log.info("let go of version %s", version, extra={"model": name, "event": "model.unloaded"})
 
     def _submit_generation(self, served: Served, in_hand: JobInHand, job: GenerateJob) -> None:
@@ -271,10 +272,10 @@ def _open_encoder(directory: Path, manifest: Manifest, providers: list[str]) -> 
     return OnnxEncoder(directory, providers, ENV.engine_threads)
 
 
-def _meter_batches(name: str) -> Any:
+def _meter_batches(name: str, version: str) -> Any:
     def on_batch(report: BatchReport) -> None:
         ENGINE_STEP_SECONDS.labels(name).observe(report.seconds)
-        ENGINE_WAITING.labels(name).set(report.waiting)
+        ENGINE_WAITING.labels(name, version).set(report.waiting)
         ENGINE_TOKENS.labels(name, "prompt").inc(report.tokens)
         ENCODER_BATCH_TEXTS.labels(name).observe(report.texts)
 

@@ -200,9 +200,8 @@ async def prepare(request: CompletionRequest, caller: Caller, model: CatalogMode
     model, plan = lanes.apply(caller, model, plan)
     job_id = request.job_id or lanes.name_job(request.request_id)
     prompt = request.prompt_token_ids
+    model = await traffic.choose_version(model, job_id, came_as_ids=prompt is not None)
     if prompt is None:
-        # token ids are the main version's own: another may have other words
-        model = await traffic.choose_version(model, job_id)
         prompt = await prompts.build_prompt(model, request.messages, request.tools)
     param = "messages" if request.prompt_token_ids is None else "prompt"
     max_tokens = choose_max_tokens(request.max_tokens, len(prompt), model, plan, param=param)

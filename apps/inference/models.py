@@ -110,7 +110,12 @@ class ModelVersion(Row):
     rolled_back_at = models.DateTimeField(null=True, blank=True)
     rolled_back_because = models.CharField(max_length=300, blank=True)
     alert_due = models.BooleanField(default=False)
-    """Whether the staff are still to be told that it was rolled back."""
+    """Whether the staff are still to be mailed that it was rolled back."""
+    webhooks_owed = models.TextField(blank=True, default="", db_default="", editable=False)
+    """The public ids of the endpoints that are still to be told, with spaces between (`rollback_alerts`)."""
+    webhooks_due_at = models.DateTimeField(null=True, blank=True, editable=False)
+    """When they are tried next."""
+    webhook_attempts = models.PositiveSmallIntegerField(default=0, db_default=0, editable=False)
 
     class Meta:
         constraints = [

@@ -59,6 +59,10 @@ class Reader:
     def supports_tools(self) -> bool:
         return understands(self.manifest.chat_template or "")
 
+    def has_words_of(self, other: "Reader") -> bool:
+        """Say whether both have the same tokenizer: token ids of one mean the same to the other."""
+        return self.manifest.files[TOKENIZER_FILE] == other.manifest.files[TOKENIZER_FILE]
+
 
 async def build_prompt(model: CatalogModel, messages: list[ChatMessage], tools: Tools | None = None) -> list[int]:
     """Return the token ids of a conversation, up to where the assistant speaks.

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from django.conf import settings
-from django.core.mail import EmailMessage
 from django.db import transaction
 from django.utils import timezone
 
@@ -20,8 +18,7 @@ from aiscale.observability import CANARIES_ROLLED_BACK
 from aiscale.wire import keys
 from apps.accounts import audit
 from apps.accounts.audit import Actor
-from apps.accounts.models import User
-from apps.inference import presence, prompts
+from apps.inference import presence, prompts, rollback_alerts
 from apps.inference.catalog import CatalogModel
 from apps.inference.models import Model, ModelVersion
 from apps.spend.models import UsageRecord
@@ -54,10 +51,11 @@ class Health:
 # --- a request's way ---------------------------------------------------------------------------------------------------------------
 
 
-async def choose_version(model: CatalogModel, job_id: str) -> CatalogModel:
+async def choose_version(model: CatalogModel, job_id: str, *, came_as_ids: bool = False) -> CatalogModel:
     """Return the model in the version that a job is for. The same job always gets the same, unless the weights change.
 
-    A canary gets requests once every worker of the model has loaded it, and its files are here.
+    A canary gets requests once every worker of the model has loaded it, and its files are here. A prompt of token ids, which are the
+    main version's (``came_as_ids``), goes to a canary whose tokenizer is the same file.
 
     I/O: none without a canary; with one, as `presence.map_served`.
     """
@@ -72,19 +70,22 @@ async def choose_version(model: CatalogModel, job_id: str) -> CatalogModel:
         if share < canary.weight:
             ready = bool(workers) and all(canary.version in versions for versions in workers)
             changed = msgspec.structs.replace(model, version=canary.version, context_tokens=canary.context_tokens)
-            return changed if ready and _is_here(changed) else model
+            return changed if ready and _can_read(changed, model if came_as_ids else None) else model
         share -= canary.weight
     return model
 
 
-def _is_here(model: CatalogModel) -> bool:
-    """Say whether this server can read the version's texts: a canary never costs anybody their answer. I/O: its files, at first."""
+def _can_read(model: CatalogModel, alike: CatalogModel | None) -> bool:
+    """Say whether this server can read the version's texts, and (with ``alike``) in that version's own token ids.
+
+    A canary never costs anybody their answer. I/O: the files of both, at first.
+    """
     try:
-        prompts.get_reader(model)
+        reader = prompts.get_reader(model)
+        return alike is None or prompts.get_reader(alike).has_words_of(reader)
     except AiscaleError as error:
         log.warning("the canary %s gets no requests: %s", model.version, error.message, extra={"model": model.slug})
         return False
-    return True
 
 
 def publish() -> None:
@@ -185,7 +186,7 @@ def roll_back(slug: str, *, by: Actor, reason: str) -> str:
 
 
 def watch() -> int:
-    """Roll canaries back that fail too often, and tell the staff. Returns how many. Several at once do no harm. I/O: SQL, mail."""
+    """Roll canaries back that fail too often, and tell the staff. Returns how many. Several at once do no harm. I/O: SQL, mail, HTTP."""
     count = 0
     for row in ModelVersion.objects.filter(weight__gt=0).select_related("model"):
         health = measure(row)
@@ -197,7 +198,7 @@ def watch() -> int:
             if not fresh.weight or fresh.canary_since != row.canary_since:
                 continue
             _end_canary(fresh, reason)
-            fresh.alert_due = True
+            rollback_alerts.owe(fresh)
             fresh.save()
             details = {
                 "version": row.version,
@@ -217,7 +218,7 @@ def watch() -> int:
         count += 1
     if count:
         _publish_soon()
-    _tell_staff()
+    rollback_alerts.deliver_due()
     return count
 
 
@@ -230,23 +231,6 @@ def measure(row: ModelVersion) -> Health:
     )
     ends = list(records.order_by("-occurred_at").values_list("finish_reason", flat=True)[:LOOKED_AT])
     return Health(len(ends), ends.count("error"))
-
-
-def _tell_staff() -> None:
-    """Mail what is due. A process that dies in between mails twice, and never not at all."""
-    staff = sorted(User.objects.filter(is_active=True, is_staff=True).values_list("email", flat=True))
-    for row in ModelVersion.objects.filter(alert_due=True).select_related("model"):
-        text = (
-            f"Version {row.version} of {row.model.slug} was rolled back by itself: {row.rolled_back_because}.\n"
-            f"All requests go to {row.model.version} again.\n\n{settings.PUBLIC_URL}/admin/inference/modelversion/{row.pk}/change/\n"
-        )
-        try:
-            for email in staff:
-                EmailMessage(f"Rolled back: {row.model.slug} {row.version}", text, to=[email]).send()
-        except OSError as error:
-            log.warning("the staff cannot be told of a roll-back yet: %s", error)
-            return
-        ModelVersion.objects.filter(pk=row.pk).update(alert_due=False)
 
 
 def _lock(slug: str) -> Model:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from django.core import mail
 from django.core.management import CommandError, call_command
 from django.test import Client
+from django.utils import timezone
 from redis import Redis
 
 from aiscale.errors import AiscaleError, Code
@@ -21,9 +23,10 @@ from apps.accounts.models import AuditEvent, User
 from apps.inference import catalog, completions, presence, prompts, traffic
 from apps.inference.completions import CompletionRequest
 from apps.inference.models import Model, ModelVersion
-from apps.spend import settlement
+from apps.spend import settlement, webhooks
 from tests.apps.conftest import Cast
 from tests.apps.spend.cast import make_finished
+from tests.apps.spend.test_alerts import Receiver
 
 MODEL, NEW = "smollm2-135m-instruct", "canary000001"
 BY = audit.by_system("test")
@@ -45,7 +48,9 @@ def files(staged: Model, served_models_dir: Path) -> Iterator[Path]:
     link = served_models_dir / MODEL / NEW
     link.symlink_to(served_models_dir / MODEL / staged.version)
     yield link
-    link.unlink(missing_ok=True)
+    if link.is_symlink():
+        link.unlink()
+    shutil.rmtree(link, ignore_errors=True)
     prompts._load.cache_clear()
 
 
@@ -83,14 +88,39 @@ async def test_what_only_the_main_version_can_read_goes_to_it(
     await on_thread(lambda: traffic.set_weight(MODEL, NEW, 99, by=BY))
     tell_presence(redis_url, [staged.version, NEW])
     assert (await spread(50)).get(NEW, 0) > 40
-    request = CompletionRequest(
-        request_id="req_1", source="api", model=MODEL, messages=[], prompt_token_ids=[5, 6], max_tokens=2
-    )
-    async with await completions.start(request, cast.caller) as run:
-        assert run.model_version == staged.version
+
+    async def send(job_id: str) -> str:
+        request = CompletionRequest(
+            request_id=job_id,
+            source="api",
+            model=MODEL,
+            messages=[],
+            prompt_token_ids=[5, 6],
+            max_tokens=2,
+            job_id=job_id,
+        )
+        async with await completions.start(request, cast.caller) as run:
+            return run.model_version
+
+    assert {await send(f"job_alike{number}") for number in range(3)} == {NEW}, "the same tokenizer, the same ids"
+    main = files.resolve()
     await on_thread(files.unlink)
+    copy_with_other_words(main, files)
+    prompts._load.cache_clear()
+    assert (await spread(50)).get(NEW, 0) > 40, "texts are written in the canary's own words"
+    assert {await send(f"job_unlike{number}") for number in range(3)} == {staged.version}
+    await on_thread(lambda: shutil.rmtree(files))
     prompts._load.cache_clear()
     assert await spread(50) == {staged.version: 50}
+
+
+def copy_with_other_words(source: Path, target: Path) -> None:
+    """Be a version whose tokenizer is another file."""
+    target.mkdir()
+    shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
+    said = json.loads((source / "manifest.json").read_text())
+    said["files"]["tokenizer.json"] = "0" * 64
+    (target / "manifest.json").write_text(json.dumps(said))
 
 
 async def test_requests_are_spread_by_weight_once_every_worker_has_the_version(
@@ -201,3 +231,44 @@ def test_the_command_and_the_admin_do_the_same(cast: Cast, staged: Model) -> Non
     browser.post("/admin/inference/modelversion/", act | {"action": "promote"}, follow=True)
     assert Model.objects.get(slug=MODEL).version == NEW
     assert AuditEvent.objects.filter(action__startswith="model.", actor="root@example.com").count() == 3
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.server.shutdown()
+    receiver.server.server_close()
+
+
+def test_webhooks_are_told_of_a_roll_back_until_they_took_it(cast: Cast, staged: Model, receiver: Receiver) -> None:
+    """Each endpoint of the site once, with the same id over all tries; not the organizations'."""
+    site, secret = webhooks.make_endpoint(receiver.url)
+    away, _ = webhooks.make_endpoint("http://127.0.0.1:9/away")
+    webhooks.make_endpoint(receiver.url, cast.organization)
+    traffic.set_weight(MODEL, NEW, 20, by=BY)
+    settle(cast, 10, 12)
+    receiver.status = 503
+    assert traffic.watch() == 1
+    row = ModelVersion.objects.get(version=NEW)
+    assert row.webhooks_owed.split() == [site.public_id, away.public_id] and row.webhooks_due_at is not None
+    traffic.watch()
+    assert len(receiver.taken) == 1, "not before it is due"
+    receiver.status = 200
+    for _ in range(2):
+        ModelVersion.objects.filter(pk=row.pk).update(webhooks_due_at=timezone.now())
+        traffic.watch()
+    assert len(receiver.taken) == 2, "who took it is not told again"
+    (first, body), (second, _) = receiver.taken
+    assert first["webhook-id"] == second["webhook-id"]
+    signature = webhooks.sign(secret, second["webhook-id"], int(second["webhook-timestamp"]), body)
+    assert signature in second["webhook-signature"]
+    told = json.loads(body)
+    assert told["type"] == "model.canary_rolled_back" and told["data"]["version"] == NEW
+    assert told["data"]["main_version"] == staged.version and "12 of 22 requests failed" in told["data"]["text"]
+    row.refresh_from_db()
+    assert row.webhooks_owed == away.public_id
+    ModelVersion.objects.filter(pk=row.pk).update(webhook_attempts=8, webhooks_due_at=timezone.now())
+    traffic.watch()
+    row.refresh_from_db()
+    assert row.webhooks_owed == "" and row.webhooks_due_at is None, "after a day it is given up"
