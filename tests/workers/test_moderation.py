@@ -126,10 +126,10 @@ def test_a_broken_pickle_is_refused(tmp_path: Path, data: bytes) -> None:
     "value",
     [
         b"no gzip",
-        gzip.compress(b"no json"),
-        gzip.compress(b"[]"),
-        gzip.compress(json.dumps({"format": "other"}).encode()),
-        gzip.compress(json.dumps({"format": "svguardian-pure-1", "coef": [[1]], "word": 3}).encode()),
+        gzip.compress(b"no json", mtime=0),
+        gzip.compress(b"[]", mtime=0),
+        gzip.compress(json.dumps({"format": "other"}).encode(), mtime=0),
+        gzip.compress(json.dumps({"format": "svguardian-pure-1", "coef": [[1]], "word": 3}).encode(), mtime=0),
     ],
 )
 def test_a_broken_bundle_is_refused(tmp_path: Path, value: bytes) -> None:
@@ -142,6 +142,6 @@ def test_a_broken_bundle_is_refused(tmp_path: Path, value: bytes) -> None:
 def test_a_bundle_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moderation, "_BUNDLE_LIMIT_BYTES", 1 << 20)
     path = tmp_path / "bundle.gz"
-    path.write_bytes(gzip.compress(bytes(8 << 20)))
+    path.write_bytes(gzip.compress(bytes(8 << 20), mtime=0))
     with pytest.raises(ConversionError, match="more than 1 MiB"):
         moderation._convert_attacks(path, tmp_path / "attacks.npz")
