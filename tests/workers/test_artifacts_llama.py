@@ -62,6 +62,20 @@ def test_fp32_graph_equals_numpy(
     np.testing.assert_allclose(steps(runner), expected, atol=2e-4)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_a_file_goes_on_as_numpy_would(tmp_path: Path, tiny_llama: Any, architecture: str) -> None:
+    """Token after token, each the likeliest, by the engine's own steps and by a forward pass of all that went before."""
+    llama = dataclasses.replace(tiny_llama, architecture=architecture, head_dim=32 if architecture == "qwen3" else 16)
+    expected = list(PROMPT)
+    for _ in range(24):
+        expected.append(int(llama.logits(expected, stored(None)).argmax()))
+    runner = convert(llama, tmp_path, "fp32", None)
+    found = [*PROMPT, int(runner.prefill(1, np.array(PROMPT), 0).argmax())]
+    while len(found) < len(expected):
+        found.append(int(runner.decode([1], np.array(found[-1:]), np.array([len(found) - 1]))[0].argmax()))
+    assert found == expected
+
+
 def converted(precision: str) -> Any:
     """Return what each precision is meant to make of a matrix, so that only the rounding of activations is left."""
 
