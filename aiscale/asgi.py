@@ -11,6 +11,8 @@ from django.core.asgi import get_asgi_application
 django_application = get_asgi_application()
 
 import aiscale.celery  # noqa: E402, F401  # loaded now, and not by the first request
+from aiscale import redis as redis_clients  # noqa: E402
+from aiscale.wire import metrics  # noqa: E402
 from apps.chat.routing import websocket_application  # noqa: E402
 from apps.gateway.asgi import GatewayApplication  # noqa: E402
 
@@ -26,3 +28,5 @@ application = ProtocolTypeRouter(
         "websocket": websocket_application,
     }
 )
+
+metrics.start_reporting("web", redis_clients.get_sync)

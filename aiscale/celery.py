@@ -3,11 +3,14 @@
 import os
 
 from celery import Celery
+from celery.signals import worker_ready
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aiscale.settings.base")
 
 from django.conf import settings
 
+from aiscale import redis as redis_clients
+from aiscale.wire import metrics
 from aiscale.wire.broker import BROKER_OPTIONS
 
 app = Celery("aiscale", broker=settings.REDIS_URL.replace("unix://", "redis+socket://"))
@@ -28,3 +31,10 @@ app.conf.beat_schedule = {
     "send-invitations": {"task": "aiscale.accounts.send_invitations", "schedule": 15.0, "options": {"expires": 15}},
 }
 app.autodiscover_tasks(["apps.accounts", "apps.spend", "apps.inference", "apps.gateway", "apps.chat"])
+
+
+def _report_metrics(**_: object) -> None:
+    metrics.start_reporting("tasks", redis_clients.get_sync)
+
+
+worker_ready.connect(_report_metrics)

@@ -126,6 +126,8 @@ class Env:
     request_deadline_s: int
     upstreams_private: bool
     """Whether upstreams may have private addresses, such as another server of one's own network."""
+    metrics_token: str
+    """Who brings it may read ``/metrics``; staff may always."""
     cors_origins: tuple[str, ...]
     """Origins whose pages may call the API; ``*`` for all, none by default."""
     body_limit_bytes: int
@@ -190,6 +192,7 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
         unserved_s=read_int(e, "AISCALE_UNSERVED_S", 30, low=0, high=86_400),
         request_deadline_s=read_int(e, "AISCALE_REQUEST_DEADLINE_S", 300, low=5, high=3600),
         upstreams_private=read_bool(e, "AISCALE_UPSTREAMS_PRIVATE", False),
+        metrics_token=read_text(e, "AISCALE_METRICS_TOKEN"),
         cors_origins=_check_origins(e, "AISCALE_CORS_ORIGINS"),
         files_backend=read_text(e, "AISCALE_FILES_BACKEND", "django.core.files.storage.FileSystemStorage"),
         files_options=_check_object(e, "AISCALE_FILES_OPTIONS"),

@@ -1,8 +1,10 @@
-"""Say whether this process lives, and whether the whole service can answer."""
+"""Say whether this process lives, whether the whole service can answer, and what it measured."""
 
 import asyncio
+import hmac
 from collections.abc import Callable
 
+from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -10,7 +12,7 @@ from django.views.decorators.cache import never_cache
 
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError
-from aiscale.wire import keys
+from aiscale.wire import keys, metrics
 
 CHECK_TIMEOUT_S = 4.0
 
@@ -33,6 +35,24 @@ async def readyz(request: HttpRequest) -> HttpResponse:
     found = dict(zip(checks, answers, strict=True))
     ready = all(answer == "ok" for answer in answers)
     return JsonResponse({"ready": ready, "checks": found}, status=200 if ready else 503)
+
+
+@never_cache
+async def show_metrics(request: HttpRequest) -> HttpResponse:
+    """Answer with the metrics of all processes: to who brings AISCALE_METRICS_TOKEN, and to staff.
+
+    I/O: two Redis trips, one SQL statement for who is logged in.
+    """
+    wanted, brought = settings.ENV.metrics_token, request.headers.get("authorization", "")
+    has_token = bool(wanted) and hmac.compare_digest(brought.encode(), f"Bearer {wanted}".encode())
+    if not has_token and not (await request.auser()).is_staff:
+        why = "Bring AISCALE_METRICS_TOKEN as a bearer token, or log in as staff.\n"
+        return HttpResponse(why, status=403, content_type="text/plain")
+    try:
+        text = await asyncio.to_thread(lambda: metrics.collect(redis_clients.get_sync()))
+    except redis_clients.UNAVAILABLE:
+        return HttpResponse("Redis does not answer\n", status=503, content_type="text/plain")
+    return HttpResponse(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _answer(check: Callable[[], str]) -> str:

@@ -1,6 +1,6 @@
 """Declare every metric and log field in one place. Plain Python: web and workers share it.
 
-Metrics are Prometheus'; each process serves its own. Logs are one JSON object a line.
+Metrics are Prometheus'; each process says its own, and `/metrics` those of all (`aiscale.wire.metrics`). Logs are one JSON object a line.
 """
 
 import json

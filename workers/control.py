@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from redis.exceptions import RedisError
 
-from aiscale.wire import codec, keys, scopes
+from aiscale.wire import codec, keys, metrics, scopes
 from workers import intake
 from workers.config import WORKER_ID, get_redis
 from workers.orphans import Orphans
@@ -32,6 +32,7 @@ def start_control(serving: Serving) -> None:
     """Start the heartbeat and the listener on threads of their own."""
     for work in (_beat, _listen, _refresh):
         threading.Thread(target=work, args=(serving,), name=f"control{work.__name__}", daemon=True).start()
+    metrics.start_reporting("worker", get_redis)
 
 
 def _beat(serving: Serving) -> None:

@@ -119,6 +119,10 @@ TRAFFIC = PREFIX + "traffic"
 """Hash: model -> JSON list of the versions that its requests are sent to, the main one first. Workers load them. Written by
 inference.traffic alone; no TTL, made anew each ten seconds."""
 
+METRICS = PREFIX + "metrics"
+"""Hash: process -> epoch ns (8 bytes) and its metrics as text. Written through wire.metrics alone: by each process its own, each 5 s; who
+reads removes those of processes that are gone."""
+
 SETTLEMENT_PRESENCE = PREFIX + "settlement:alive"
 """String: epoch ms. Written by the settlement process every second, lives 5 s."""
 

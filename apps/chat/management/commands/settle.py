@@ -9,6 +9,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
+from aiscale import redis as redis_clients
+from aiscale.wire import metrics
 from apps.chat import departures, transcripts
 from apps.inference import reaper, stopping
 from apps.spend import refusal_writer, settlement
@@ -35,6 +37,7 @@ class Command(BaseCommand):
         threads = [
             threading.Thread(target=_keep_up, args=(name, work, stop), name=name) for name, work in WORKS.items()
         ]
+        metrics.start_reporting("settlement", redis_clients.get_sync)
         for thread in threads:
             thread.start()
         for thread in threads:
