@@ -7,26 +7,29 @@ short burst gets more of them than a crowd that stays. See ``aiscale/decisions/0
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 
 from django.conf import settings
 
 EPOCH_S = 0.5
-"""How long the pace is measured. A request counts for two epochs at the most: what takes longer waits for somebody else."""
+"""How long the pace is measured."""
+KEPT_EPOCHS = 20
+"""For so many epochs a request counts at the most: what takes longer waits for somebody, whom nobody foresaw."""
 BURST = 256
 """Places of a process that was not crowded all through the last epoch."""
-FLOOR = 32
+FLOOR = 64
 """Fewer requests than these are no crowd, and get their places whatever the pace."""
 
 
 class Epoch:
     """Count the unfinished requests that began in a stretch of time."""
 
-    __slots__ = ("unfinished",)
+    __slots__ = ("is_counted", "unfinished")
 
     def __init__(self) -> None:
-        self.unfinished = 0
+        self.unfinished, self.is_counted = 0, True
 
 
 class Place:
@@ -41,8 +44,7 @@ class Place:
         """Make room. Idempotent."""
         epoch, self._epoch = self._epoch, _LEFT
         if epoch is not _LEFT:
-            epoch.unfinished -= 1
-            self._crowd.note_leaving()
+            self._crowd.leave(epoch)
 
 
 _LEFT = Epoch()
@@ -54,14 +56,12 @@ class Crowd:
     def __init__(self, within_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         """``within_s``: how soon what is taken should be finished; 0: take everything."""
         self._within_s, self._clock = within_s, clock
-        self._young, self._older = Epoch(), Epoch()
+        self._epochs = deque([Epoch()])
         self._began = clock()
         self._finished = self._fewest = 0
+        self.count = 0
+        """How many are worked on."""
         self.places = BURST
-
-    @property
-    def count(self) -> int:
-        return self._young.unfinished + self._older.unfinished
 
     def enter(self) -> Place | None:
         """Take a place; None when there is none. I/O: none."""
@@ -70,20 +70,29 @@ class Crowd:
             self._turn(now_s)
         if self.count >= self.places and self._within_s:
             return None
-        self._young.unfinished += 1
-        return Place(self, self._young)
+        epoch = self._epochs[-1]
+        epoch.unfinished += 1
+        self.count += 1
+        return Place(self, epoch)
 
-    def note_leaving(self) -> None:
+    def leave(self, epoch: Epoch) -> None:
+        """Note that a request of this epoch left its place."""
+        epoch.unfinished -= 1
+        if epoch.is_counted:
+            self.count -= 1
         self._finished += 1
         self._fewest = min(self._fewest, self.count)
 
     def _turn(self, now_s: float) -> None:
         """Begin an epoch: count anew, and learn how many places there are from the one that ends."""
         elapsed_s = now_s - self._began
-        # an epoch that nobody ended for long was a pause, and no crowd
-        is_crowded = self._fewest >= FLOOR and elapsed_s < 2 * EPOCH_S
+        is_crowded = self._fewest >= FLOOR
         self.places = max(FLOOR, int(self._finished / elapsed_s * self._within_s)) if is_crowded else BURST
-        self._older, self._young = self._young, Epoch()
+        self._epochs.append(Epoch())
+        if len(self._epochs) > KEPT_EPOCHS:
+            oldest = self._epochs.popleft()
+            oldest.is_counted = False
+            self.count -= oldest.unfinished
         self._began, self._finished, self._fewest = now_s, 0, self.count
 
 

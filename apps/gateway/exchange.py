@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from django.conf import settings
 
+from aiscale import overload
 from aiscale.db import make_public_id
 from aiscale.errors import AiscaleError, Code
 from apps.accounts.callers import Caller
@@ -92,6 +93,9 @@ class Exchange:
             if message["type"] == "http.disconnect":
                 raise Disconnected
             part, more = message.get("body", b""), message.get("more_body", False)
+            if more:
+                # it waits for its client, perhaps for long
+                overload.wait_elsewhere()
             size += len(part)
             if size > limit_bytes:
                 raise _too_large(limit_bytes)

@@ -29,7 +29,7 @@ KEY = "sk-bench"
 WORKERS = 2
 WARM_S = 4
 DIMENSIONS = 384
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 240
 
 
 @dataclass

@@ -83,6 +83,19 @@ async def test_pages_are_served_all_the_same(crowd: Crowd) -> None:
     assert await exchange.read() == b"Django" and exchange.status == 299
 
 
+async def test_a_body_that_comes_slowly_keeps_nobody_out(cast: Cast, crowd: Crowd) -> None:
+    crowd.places = 1
+    slow = Exchange("POST", "/v1/embeddings", key=cast.raw, parts=[b"{", b"}"])
+    slow.unread.pop()
+    while slow.unread:
+        await asyncio.sleep(0.01)
+    assert crowd.count == 0 and not slow.task.done()
+    models = Exchange("GET", "/v1/models", key=cast.raw)
+    assert (await models.read_json())["object"] == "list"
+    slow.leave()
+    await asyncio.wait_for(slow.task, 20)
+
+
 @pytest.mark.usefixtures("worker")
 async def test_who_waits_for_a_worker_keeps_nobody_out(cast: Cast, crowd: Crowd) -> None:
     crowd.places = 1
