@@ -1,7 +1,7 @@
 """Know who somebody is: users, organizations, plans and API keys.
 
 Owns:        tables User, Organization, Membership, Invitation, Plan, ApiKey, AuditEvent; Redis key families key, org and plan
-Enter at:    callers.get_by_key, get_by_user, get_plan; keys.create_key, revoke_key; organizations.create and delete;
+Enter at:    callers.get_by_key, get_by_user, get_plan; keys.create_key, change_key, revoke_key; organizations.create and delete;
              members.remove, leave and transfer; invitations.invite and accept; roles.check; active_organization.get_active;
              audit.record; addresses.client_address; personal_data.iter_export and delete_account
 May import:  aiscale.redis, db, wire, errors, observability

@@ -190,7 +190,8 @@ class PlanAdmin(Audited, ModelAdmin):  # type: ignore[misc]
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(ModelAdmin):  # type: ignore[misc]
+class ApiKeyAdmin(Audited, ModelAdmin):  # type: ignore[misc]
+    audit_as = "key"
     form = ApiKeyForm
     list_display = ["__str__", "ending", "organization", "created_by", "last_used_at", "expires_at", "revoked_at"]
     list_filter = ["revoked_at"]
@@ -214,6 +215,9 @@ class ApiKeyAdmin(ModelAdmin):  # type: ignore[misc]
         ("More than that", {"fields": ["can_manage"]}),
     ]
     actions = ["revoke_selected"]
+
+    def audited_organization_id(self, obj: ApiKey) -> str:
+        return obj.organization.public_id
 
     @admin.display(description="ends in")
     def ending(self, key: ApiKey) -> str:

@@ -1,5 +1,6 @@
 """Answer ``/api/v1/organizations`` and what is below: members, invitations and keys, for programs."""
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -29,6 +30,7 @@ from apps.accounts.serializers import (
     Body,
     InvitationBody,
     KeyBody,
+    KeyChangeBody,
     OrganizationBody,
     OrganizationChangeBody,
     RoleBody,
@@ -212,6 +214,24 @@ class Key(APIView):
     @document("Show a key", KeyShape)
     def get(self, request: Request, organization_id: str, key_id: str) -> Response:
         return Response(describe_key(_find_key(request, organization_id, key_id)[0]))
+
+    @document("Change a key", KeyShape, body=KeyChangeBody)
+    def patch(self, request: Request, organization_id: str, key_id: str) -> Response:
+        """For owners and admins. What is left out stays as it is; null takes a limit away. In force within a second."""
+        access = read_access(request, organization_id, Right.SEE_ORGANIZATION)
+        key, actor = _find_key(request, organization_id, key_id)
+        roles.check(access.place.role, Right.CHANGE_KEYS)
+        body = KeyChangeBody(data=request.data)
+        body.is_valid(raise_exception=True)
+        changes = body.read_changes()
+        if not changes:
+            raise AiscaleError(Code.INVALID_REQUEST, "Name at least one thing to change, such as name.", param="name")
+        if access.key is not None:
+            wanted = {name: value for name, value in changes.items() if name != "name"}
+            check_no_wider(access.key, replace(keys.read_terms(key), can_manage=False, **wanted))
+        key = keys.change_key(access.place, key, changes, by=actor)
+        key_limits.attach([key])
+        return Response(describe_key(key))
 
     @document("Revoke a key", KeyShape)
     def delete(self, request: Request, organization_id: str, key_id: str) -> Response:

@@ -11,6 +11,7 @@ from django.utils.module_loading import import_string
 
 from aiscale.money_forms import UsdField
 from apps.accounts.keys import MAX_NUMBER, NAME_CHARS, KeyTerms
+from apps.accounts.models import ApiKey
 
 _DAYS = (
     ("", "Never"),
@@ -72,3 +73,53 @@ class KeyForm(forms.Form):
             monthly_limit_nanousd=values["monthly_limit"],
             can_manage=values["can_manage"],
         )
+
+
+class KeyChangeForm(KeyForm):
+    """Ask what a key that is there may do from now on. Empty: no such limit."""
+
+    expires = forms.DateTimeField(  # type: ignore[assignment]
+        label="It expires (UTC)",
+        required=False,
+        widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
+        input_formats=["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"],
+    )
+
+    def __init__(self, key: ApiKey, terms: KeyTerms, *args: Any) -> None:
+        self.terms = terms
+        initial = {
+            "name": key.name,
+            "expires": terms.expires_at,
+            "models": list(terms.allowed_models),
+            "requests": terms.requests_per_window,
+            "window": str(terms.window_s or 60),
+            "tokens_per_minute": terms.tokens_per_minute,
+            "max_in_flight": terms.max_in_flight,
+            "monthly_limit": terms.monthly_limit_nanousd,
+        }
+        super().__init__(*args, initial=initial)
+        del self.fields["can_manage"]
+        # what it may do already can be kept, also where it is no longer on the list
+        names = dict.fromkeys([*list_model_names(), *terms.allowed_models])
+        self.fields["models"].choices = [(name, name) for name in names]  # type: ignore[attr-defined]
+        if terms.window_s is not None and str(terms.window_s) not in dict(_WINDOWS):
+            own = (str(terms.window_s), f"{terms.window_s} seconds")
+            self.fields["window"].choices = [own, *_WINDOWS]  # type: ignore[attr-defined]
+
+    def read_changes(self) -> dict[str, Any]:
+        """Return what the key may do, as `keys.change_key` takes it. Only for a form that is valid."""
+        values, before = self.cleaned_data, self.terms.expires_at
+        expires_at = values["expires"]
+        # the page shows minutes: who leaves the time alone does not cut its seconds off
+        if before is not None and expires_at == before.replace(second=0, microsecond=0):
+            expires_at = before
+        return {
+            "name": values["name"],
+            "expires_at": expires_at,
+            "allowed_models": tuple(values["models"]),
+            "requests_per_window": values["requests"],
+            "window_s": int(values["window"] or 60) if values["requests"] else None,
+            "tokens_per_minute": values["tokens_per_minute"],
+            "max_in_flight": values["max_in_flight"],
+            "monthly_limit_nanousd": values["monthly_limit"],
+        }

@@ -12,8 +12,11 @@ CEILING_NANOUSD = 9_000_000 * 1_000_000_000
 """What Lua counts exactly."""
 
 
-def set_limit(key: ApiKey, limit_nanousd: int) -> None:
-    """Limit what a key spends in a month of its organization; in force when the transaction commits. I/O: SQL, Redis."""
+def set_limit(key: ApiKey, limit_nanousd: int | None) -> None:
+    """Limit what a key spends in a month of its organization, or (None) no more; in force when the transaction commits.
+
+    I/O: SQL, Redis.
+    """
     _get_keeper().set_limit(key.public_id, key.organization.public_id, limit_nanousd)
 
 

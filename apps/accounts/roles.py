@@ -22,6 +22,7 @@ class Right(StrEnum):
     MAKE_OWN_KEYS = "make keys"
     REVOKE_OWN_KEYS = "revoke your own keys"
     MANAGE_ALL_KEYS = "see and revoke other people's keys"
+    CHANGE_KEYS = "change what a key may do"
     INVITE = "invite people"
     CHANGE_ROLES = "change roles"
     REMOVE_MEMBERS = "remove people"
@@ -42,6 +43,7 @@ _WRITTEN = {
     Right.MAKE_OWN_KEYS: "owner admin member",
     Right.SEE_USAGE: "owner admin billing",
     Right.MANAGE_ALL_KEYS: "owner admin",
+    Right.CHANGE_KEYS: "owner admin",
     Right.INVITE: "owner admin",
     Right.CHANGE_ROLES: "owner admin",
     Right.REMOVE_MEMBERS: "owner admin",

@@ -90,6 +90,34 @@ class KeyBody(Body):
         return KeyTerms(**values | {"allowed_models": tuple(values["allowed_models"])})
 
 
+class KeyChangeBody(Body):
+    """Hold what of a key is to be another. Null: no such limit."""
+
+    name = serializers.CharField(max_length=NAME_CHARS, required=False, allow_blank=True)
+    expires_at = UnixTime(required=False, allow_null=True, help_text="Unix seconds; null: never.")
+    allowed_models = serializers.ListField(
+        child=serializers.CharField(max_length=128), required=False, max_length=MAX_MODELS, help_text="Empty: all."
+    )
+    requests_per_window = serializers.IntegerField(required=False, allow_null=True, min_value=1, max_value=MAX_NUMBER)
+    window_s = serializers.IntegerField(required=False, allow_null=True, min_value=1, max_value=MAX_NUMBER)
+    tokens_per_minute = serializers.IntegerField(required=False, allow_null=True, min_value=1, max_value=MAX_NUMBER)
+    max_in_flight = serializers.IntegerField(required=False, allow_null=True, min_value=1, max_value=MAX_NUMBER)
+    monthly_limit_nanousd = serializers.IntegerField(
+        required=False,
+        allow_null=True,
+        min_value=0,
+        max_value=key_limits.CEILING_NANOUSD,
+        help_text="What it may spend in a month of its organization: billionths of a US dollar; null: what the organization may.",
+    )
+
+    def read_changes(self) -> dict[str, Any]:
+        """Return what was named, as `keys.change_key` takes it. Only once it is valid."""
+        changes = dict(self.validated_data)
+        if "allowed_models" in changes:
+            changes["allowed_models"] = tuple(changes["allowed_models"])
+        return changes
+
+
 def describe_organization(place: Membership) -> dict[str, Any]:
     organization = place.organization
     return {

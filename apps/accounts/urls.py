@@ -26,6 +26,7 @@ urlpatterns = [
     path("export/", account_views.export, name="export"),
     path("delete/", account_views.delete, name="delete_account"),
     path("keys/", key_views.show_keys, name="keys"),
+    path("keys/<str:key_id>/", key_views.change, name="change_key"),
     path("keys/<str:key_id>/revoke/", key_views.revoke, name="revoke_key"),
     path("organizations/", organization_views.show_organizations, name="organizations"),
     path("organizations/<str:organization_id>/", include(_organization)),

@@ -4,8 +4,12 @@ from apps.spend import budgets, periods, totals
 from apps.spend.models import Budget
 
 
-def set_limit(key_id: str, organization_id: str, limit_nanousd: int) -> None:
-    """Make or change the key's budget for the months of its organization. I/O: SQL; Redis trips after the commit."""
+def set_limit(key_id: str, organization_id: str, limit_nanousd: int | None) -> None:
+    """Make, change or (None) delete the key's budget for the months of its organization. I/O: SQL; Redis trips after the commit."""
+    if limit_nanousd is None:
+        for budget in Budget.objects.filter(scope=f"key:{key_id}", period=Budget.Period.MONTHLY):
+            budget.delete()
+        return
     Budget.objects.update_or_create(
         scope=f"key:{key_id}",
         period=Budget.Period.MONTHLY,

@@ -128,6 +128,15 @@ def test_keys_are_revoked_from_their_list(browser: Client, cast: Cast) -> None:
     assert cast.key.state == "revoked"
 
 
+def test_a_change_of_a_key_is_audited(browser: Client, cast: Cast, redis_url: str) -> None:
+    values = {"name": "Site", "allowed_models": "[]", "max_in_flight": "3"}
+    assert browser.post(reverse("admin:accounts_apikey_change", args=[cast.key.pk]), values).status_code == 302
+    event = AuditEvent.objects.get(action="key.change", target=f"key:{cast.key.public_id}")
+    assert event.details["changed"]["max_in_flight"] == {"from": None, "to": 3}
+    assert event.organization_id == cast.organization.public_id
+    assert Redis.from_url(redis_url).hget(keys.api_key(cast.key.digest), "max_in_flight") == b"3"
+
+
 def test_a_plans_money_is_in_dollars_and_reaches_the_gate(browser: Client, cast: Cast, redis_url: str) -> None:
     plan = Plan.objects.get(slug="free")
     url = reverse("admin:accounts_plan_change", args=[plan.pk])

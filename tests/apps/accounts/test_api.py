@@ -119,6 +119,34 @@ def test_keys_over_the_api(cast: Cast, acme: Organization, program: Program) -> 
     assert Program(made["value"]).tell("GET", "", status=401)["error"]["code"] == "key_revoked"
 
 
+def test_a_key_is_changed_over_the_api(cast: Cast, acme: Organization, program: Program) -> None:
+    base = f"/{acme.public_id}/keys"
+    made = program.tell("POST", base, {"name": "CI", "max_in_flight": 2, "tokens_per_minute": 9}, 201)
+    path, until = f"{base}/{made['id']}", int(time.time()) + 3600
+    changed = program.tell("PATCH", path, {"max_in_flight": None, "monthly_limit_nanousd": 5, "expires_at": until})
+    assert changed == program.tell("GET", path) and has_shape(changed, api_shapes.KeyShape)
+    assert (changed["max_in_flight"], changed["monthly_limit_nanousd"], changed["expires_at"]) == (None, 5, until)
+    assert (changed["name"], changed["tokens_per_minute"]) == ("CI", 9), "what is not named stays"
+    assert program.tell("PATCH", path, {"monthly_limit_nanousd": None})["monthly_limit_nanousd"] is None
+    for wrong in ({}, {"nope": 1}, {"can_manage": True}, {"window_s": 60}, {"max_in_flight": 0}, {"expires_at": 1}):
+        assert program.tell("PATCH", path, wrong, 400)["error"]["code"] in ("invalid_request", "unknown_parameter"), (
+            wrong
+        )
+    actor = AuditEvent.objects.filter(action="key.change").latest("pk").actor
+    assert actor.startswith("ada@example.com (key …")
+    program.tell("DELETE", path)
+    assert "revoked" in program.tell("PATCH", path, {"name": "x"}, 400)["error"]["message"]
+
+
+def test_no_key_widens_itself_or_another(cast: Cast, acme: Organization) -> None:
+    limited, raw = create_key(acme, cast.user, "", KeyTerms(can_manage=True, max_in_flight=1))
+    other = create_key(acme, cast.user)[0]
+    for key in (limited, other):
+        error = Program(raw).tell("PATCH", f"/{acme.public_id}/keys/{key.public_id}", {"max_in_flight": None}, 403)
+        assert "limits of its own" in error["error"]["message"]
+    assert ApiKey.objects.get(pk=limited.pk).max_in_flight == 1
+
+
 def test_a_plain_key_manages_nothing(cast: Cast, acme: Organization) -> None:
     plain = Program(create_key(acme, cast.user)[1])
     assert plain.tell("GET", f"/{acme.public_id}")["id"] == acme.public_id
@@ -137,6 +165,7 @@ def test_a_plain_key_manages_nothing(cast: Cast, acme: Organization) -> None:
         ("GET", "/keys", None),
         ("POST", "/keys", {}),
         ("GET", "/keys/key_x", None),
+        ("PATCH", "/keys/key_x", {"name": "x"}),
         ("DELETE", "/keys/key_x", None),
     ):
         error = plain.tell(method, f"/{acme.public_id}{path}", value, 403)["error"]
@@ -285,7 +314,7 @@ def test_lists_ask_few_questions(cast: Cast, acme: Organization, program: Progra
 def test_the_document_names_every_route() -> None:
     paths = document.make_document()["paths"]
     ours = {path: set(item) for path, item in paths.items() if path.startswith(ROOT)}
-    assert sum(len(methods) for methods in ours.values()) == 18, ours
+    assert sum(len(methods) for methods in ours.values()) == 21, ours
     for path, item in paths.items():
         if path.startswith(ROOT):
             for operation in item.values():

@@ -11,9 +11,9 @@ from redis import Redis
 
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire import keys as names
-from apps.accounts import organizations
-from apps.accounts.keys import KeyTerms, create_key, create_member_key
-from apps.accounts.models import ApiKey, Membership, Organization, User
+from apps.accounts import audit, key_limits, organizations
+from apps.accounts.keys import KeyTerms, change_key, create_key, create_member_key, read_terms, revoke_key
+from apps.accounts.models import ApiKey, AuditEvent, Membership, Organization, User
 from tests.apps.conftest import Cast
 
 CHAT = "smollm2-135m-instruct"
@@ -137,3 +137,59 @@ def test_the_page_asks_few_questions_and_turns(cast: Cast, acme: Organization) -
         counts.append(len(queries))
     assert counts[0] == counts[1] <= 7
     assert b"Page 2 of 3" in page.content
+
+
+def make_member_key(organization: Organization, **terms: object) -> ApiKey:
+    return create_key(organization, add(organization, "member"), "Site", KeyTerms(**terms))[0]  # type: ignore[arg-type]
+
+
+def test_an_owner_changes_what_a_key_may_do(cast: Cast, acme: Organization, redis_url: str) -> None:
+    browser = work_for(cast.user, acme)
+    key = make_member_key(acme, requests_per_window=7, window_s=100, expires_at=timezone.now() + timedelta(days=3))
+    path = f"/account/keys/{key.public_id}/"
+    assert path in browser.get("/account/keys/").content.decode()
+    shown = browser.get(path).content.decode()
+    assert '<option value="100" selected>100 seconds</option>' in shown and 'type="datetime-local"' in shown
+    expires = f"{key.expires_at:%Y-%m-%dT%H:%M}"
+    values = {"name": "Shop", "models": [CHAT], "requests": "9", "window": "100", "max_in_flight": "2"}
+    assert browser.post(path, values | {"expires": expires, "monthly_limit": "1.5"}).status_code == 302
+    changed = ApiKey.objects.get(pk=key.pk)
+    assert (changed.name, changed.requests_per_window, changed.window_s, changed.max_in_flight) == ("Shop", 9, 100, 2)
+    assert changed.allowed_models == [CHAT] and changed.expires_at == key.expires_at, "its seconds are not cut off"
+    mirrored = Redis.from_url(redis_url, decode_responses=True).hgetall(names.api_key(key.digest))
+    assert mirrored["models"] == CHAT and mirrored["requests_per_window"] == "9"  # type: ignore[index]
+    told = AuditEvent.objects.get(action="key.change").details["changed"]
+    assert told["requests_per_window"] == {"from": 7, "to": 9} and "expires_at" not in told
+    assert told["monthly_limit_usd"] == {"from": None, "to": "$1.50"}
+    assert "$0.00 of $1.50 spent this month." in browser.get("/account/keys/").content.decode()
+    assert browser.post(path, {"name": "Shop"}).status_code == 302
+    [bare] = key_limits.attach([ApiKey.objects.get(pk=key.pk)])
+    assert read_terms(bare) == KeyTerms(), "what is left empty on the page is no limit"
+
+
+@pytest.mark.parametrize(
+    "values", [{"expires": "2020-01-01T00:00"}, {"expires": "x"}, {"requests": "0"}, {"models": "no"}]
+)
+def test_a_change_that_cannot_be_changes_nothing(cast: Cast, acme: Organization, values: dict[str, str]) -> None:
+    key, browser = make_member_key(acme, max_in_flight=3), work_for(cast.user, acme)
+    page = browser.post(f"/account/keys/{key.public_id}/", values)
+    assert page.status_code == 200 and b"errorlist" in page.content
+    assert ApiKey.objects.get(pk=key.pk).max_in_flight == 3 and not AuditEvent.objects.filter(action="key.change")
+
+
+def test_who_may_not_change_a_key(cast: Cast, acme: Organization) -> None:
+    key = make_member_key(acme, max_in_flight=3)
+    path, maker = f"/account/keys/{key.public_id}/", key.created_by
+    member = work_for(maker, acme)
+    assert member.get(path).status_code == member.post(path, {}).status_code == 403, "an admin's limit is not lifted"
+    assert path.encode() + b'"' not in member.get("/account/keys/").content
+    stranger = User.objects.create_user("eve@example.com")
+    assert work_for(stranger, acme).get(path).status_code == 404
+    place = Membership.objects.get(user=maker, organization=acme)
+    with pytest.raises(AiscaleError) as refused:
+        change_key(place, key, {"max_in_flight": None}, by=audit.by_user(maker))
+    assert refused.value.code == Code.PERMISSION_DENIED
+    revoke_key(key)
+    owner = work_for(cast.user, acme)
+    assert all(b"This key is revoked" in page.content for page in (owner.get(path), owner.post(path, {"name": "x"})))
+    assert ApiKey.objects.get(pk=key.pk).max_in_flight == 3
