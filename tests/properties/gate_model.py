@@ -169,7 +169,7 @@ class Gate:
                         counts = self.windows[scope, "tokens"].counts
                         second = end.admitted_at_ms // TOKEN_UNIT_MS
                         if second in counts:
-                            counts[second] -= end.unused_tokens
+                            counts[second] -= min(end.unused_tokens, counts[second])
                 self.holds[scope].pop(end.job_id, None)
         for total in totals:
             copy = self.copies.get(total.scope)

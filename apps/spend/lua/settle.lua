@@ -31,9 +31,11 @@ for _, scope in ipairs(task.scopes) do
         local hold = scope.holds[i]
         freed = freed + tonumber(string.match(hold, ':(%d+)$'))
         for _, refund in ipairs(scope.refunds[hold] or {}) do
-          if redis.call('HEXISTS', KEYS[refund.key], refund.second) == 1 then
-            redis.call('HINCRBY', KEYS[refund.key], refund.second, -refund.tokens)
-            redis.call('HINCRBY', KEYS[refund.key], 'used', -refund.tokens)
+          -- a job that was admitted while there was no limit was not counted: at most what its second holds goes back
+          local tokens = math.min(refund.tokens, tonumber(redis.call('HGET', KEYS[refund.key], refund.second) or 0))
+          if tokens > 0 then
+            redis.call('HINCRBY', KEYS[refund.key], refund.second, int(-tokens))
+            redis.call('HINCRBY', KEYS[refund.key], 'used', int(-tokens))
           end
         end
       end

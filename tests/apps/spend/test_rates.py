@@ -16,6 +16,7 @@ from tests.apps.spend.cast import (
     make_ask,
     make_caller,
     make_finished,
+    make_plan,
     on_thread,
     publish_key,
     refused,
@@ -205,6 +206,21 @@ async def test_tokens_that_were_counted_long_ago_are_not_given_back_twice(client
     await admit(make_ask(caller, worst_tokens=500))
     await use(organization, caller, old)
     assert await left(caller) == 500
+
+
+async def test_a_job_that_was_not_counted_gives_back_no_more_than_there_is(client: Redis, clock):
+    """A plan gets its limit of tokens between two jobs of one second: the first one was counted nowhere."""
+    organization = await stage()
+    caller = make_caller(organization)
+    uncounted = await admit(make_ask(caller, worst_tokens=900))
+    await on_thread(lambda: make_plan(tokens_per_minute=1000))
+    counted = await admit(make_ask(caller, worst_tokens=300))
+    clock.at += 1000
+    await admit(make_ask(caller, worst_tokens=200))
+    await use(organization, caller, uncounted, finish_reason="error")
+    assert await left(caller) == 800, "what other seconds counted stays"
+    await use(organization, caller, counted, finish_reason="error")
+    assert await left(caller) == 800, "and nothing is given back twice"
 
 
 # --- a key's own limits --------------------------------------------------------------------------------------------------------
