@@ -26,6 +26,7 @@ app.conf.beat_schedule = {
     "publish-traffic": {"task": "aiscale.inference.publish_traffic", "schedule": 10.0, "options": {"expires": 10}},
     "watch-canaries": {"task": "aiscale.inference.watch_canaries", "schedule": 5.0, "options": {"expires": 5}},
     "rerate": {"task": "aiscale.spend.rerate", "schedule": 60.0, "options": {"expires": 60}},
+    "sweep-holds": {"task": "aiscale.spend.sweep_holds", "schedule": 600.0, "options": {"expires": 600}},
     "carry-credits": {"task": "aiscale.spend.carry_all", "schedule": 600.0, "options": {"expires": 600}},
     # the net below invitations' mails, which are sent at once: takes what was not sent because a process or the mail server was away
     "send-invitations": {"task": "aiscale.accounts.send_invitations", "schedule": 15.0, "options": {"expires": 15}},

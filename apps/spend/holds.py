@@ -1,4 +1,7 @@
-"""End holds in Redis, in the step in which their cost counts as spent (lua/settle.lua). They are placed by lua/admit.lua."""
+"""End holds in Redis, in the step in which their cost counts as spent (lua/settle.lua), and sweep out what expired (lua/sweep.lua).
+
+They are placed by lua/admit.lua.
+"""
 
 import json
 import logging
@@ -11,6 +14,7 @@ from redis import Redis
 
 from aiscale import redis as redis_clients
 from aiscale.wire import keys
+from apps.spend import periods
 from apps.spend.scripts import get_script
 from apps.spend.totals import Total
 
@@ -43,6 +47,23 @@ async def give_back(end: End) -> None:
     """End one job's hold without a cost. I/O: one Redis trip. Atomic, idempotent. Raises: redis.exceptions.RedisError, OSError."""
     names, document = _settle_arguments([end], [], [])
     await get_script("settle").run_async(redis_clients.get_async(), names, [keys.GROUP_SETTLEMENT, document])
+
+
+def sweep(client: Redis) -> int:
+    """Take expired holds out of every scope; return how many there were.
+
+    Nobody counts them, and the gate takes out those of the scopes that it looks at: left are those of keys and people who ask no more.
+
+    I/O: a scan of Redis, a trip for each scope that holds something, two where something has expired. Atomic for each scope, idempotent.
+    """
+    script, now_ms, swept = get_script("sweep"), periods.now_ms(), 0
+    pattern = f"{keys.holds('')}*"
+    for name in list(client.scan_iter(match=pattern, count=1000)):
+        scope = name.decode().removeprefix(keys.holds(""))
+        names = [keys.spend(scope), keys.holds(scope), keys.in_flight(scope)]
+        if client.zcount(names[1], "-inf", now_ms):
+            swept += int(script.run(client, names, [now_ms]))
+    return swept
 
 
 def push(spent: Sequence[Total]) -> None:

@@ -5,8 +5,8 @@ import logging
 from celery import shared_task
 from kombu.exceptions import OperationalError
 
-from aiscale.redis import UNAVAILABLE
-from apps.spend import alerts, carryover, rerating
+from aiscale.redis import UNAVAILABLE, get_sync
+from apps.spend import alerts, carryover, holds, rerating
 
 log = logging.getLogger(__name__)
 
@@ -35,3 +35,9 @@ def apply_soon() -> None:
 def deliver_alerts() -> None:
     """Send the alerts that are due. Idempotent; no retries: the next run comes in ten seconds."""
     alerts.deliver_due()
+
+
+@shared_task(name="aiscale.spend.sweep_holds", ignore_result=True)
+def sweep_holds() -> None:
+    """Take out the holds that have expired. Idempotent; no retries: the next run comes in ten minutes."""
+    holds.sweep(get_sync())

@@ -10,7 +10,7 @@ from aiscale.errors import AiscaleError, Code
 from aiscale.wire import keys
 from apps.accounts import mirror
 from apps.accounts.callers import Caller
-from apps.spend import killswitch, periods, settlement
+from apps.spend import holds, killswitch, periods, settlement
 from apps.spend.admission import HOLD_GRACE_MS, Admitted, admit, release, run_gate
 from apps.spend.models import Budget
 from tests.apps.spend.cast import (
@@ -27,6 +27,7 @@ from tests.apps.spend.cast import (
     read_spend,
     refused,
     scope_of,
+    set_budget,
     stage,
     warm,
 )
@@ -237,6 +238,25 @@ async def test_m2_a_hold_expires_by_itself(client):
     for scope in ("site", scope_of(organization), "user:usr_1"):
         assert client.zrange(keys.holds(scope), 0, -1) == [keys.hold(asked_later.job_id, 1000).encode()]
     assert read_spend(scope_of(organization))["held_nanousd"] == "1000"
+
+
+async def test_m2_an_expired_hold_of_a_key_that_asks_no_more_is_swept_out(client, monkeypatch):
+    organization = await stage()
+    publish_key(DIGEST, organization.public_id)
+    caller = make_caller(organization, key_digest=DIGEST)
+    await set_budget("key:key_1", 5000)
+    await admit(make_ask(caller, worst_nanousd=10, deadline_at_ms=periods.now_ms() + 600_000))
+    dead = make_ask(caller, worst_nanousd=1000)
+    await admit(dead)
+    assert read_spend("key:key_1")["held_nanousd"] == "1010"
+    expiry_ms = dead.deadline_at_ms + HOLD_GRACE_MS
+    for now_ms, swept in ((expiry_ms - 1, 0), (expiry_ms, 6), (expiry_ms, 0)):
+        monkeypatch.setattr(periods, "now_ms", lambda now_ms=now_ms: now_ms)
+        assert holds.sweep(client) == swept
+    for scope in ("site", scope_of(organization), "user:usr_1", "key:key_1"):
+        assert client.zcard(keys.holds(scope)) == 1
+    assert client.zcard(keys.in_flight("key:key_1")) == client.zcard(keys.in_flight(scope_of(organization))) == 1
+    assert read_spend("key:key_1")["held_nanousd"] == "10"
 
 
 async def test_release_gives_the_hold_back_once_and_keeps_the_request_counted(organization):
