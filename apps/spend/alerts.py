@@ -42,7 +42,8 @@ def deliver_due() -> int:
     arrived = 0
     for _ in range(BATCH):
         with transaction.atomic():
-            due = AlertDelivery.objects.filter(due_at__lte=timezone.now())
+            # what is owed to an endpoint that pauses waits for it
+            due = AlertDelivery.objects.filter(due_at__lte=timezone.now()).exclude(endpoint__is_active=False)
             delivery = due.select_for_update(skip_locked=True, of=("self",)).select_related("alert", "endpoint").first()
             if delivery is None:
                 break
@@ -156,7 +157,7 @@ def _send(delivery: AlertDelivery) -> bool:
 def _send_webhook(delivery: AlertDelivery, endpoint: WebhookEndpoint) -> None:
     result = webhooks.DELIVERED
     try:
-        webhooks.send(endpoint, f"msg_{delivery.alert_id}_{endpoint.public_id}", describe(delivery.alert))
+        webhooks.send(endpoint, webhooks.name_message(delivery.alert_id, endpoint), describe(delivery.alert))
     except webhooks.NotDelivered as error:
         result = str(error)[:200]
         raise

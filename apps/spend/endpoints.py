@@ -2,10 +2,13 @@
 
 from datetime import timedelta
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import CharField, F, QuerySet, Value
+from django.db.models.functions import Cast, Concat
 from django.utils import timezone
 
 from aiscale import sealing
@@ -29,8 +32,14 @@ def list_endpoints(organization: Organization) -> list[WebhookEndpoint]:
 
 def list_recent(organization: Organization) -> list[AlertDelivery]:
     """List the last messages to its endpoints, the newest first. I/O: one SQL statement."""
+    return list(list_deliveries(organization).order_by("-created_at", "-id")[:RECENT])
+
+
+def list_deliveries(organization: Organization) -> QuerySet[Any]:
+    """Return all messages to its endpoints. Each has as ``public_id`` what the receiver read as ``webhook-id``. I/O: none yet."""
     owed = AlertDelivery.objects.filter(endpoint__organization=organization).select_related("alert", "endpoint")
-    return list(owed.order_by("-created_at", "-id")[:RECENT])
+    name = Concat(Value("msg_"), Cast("alert_id", CharField()), Value("_"), F("endpoint__public_id"))
+    return owed.annotate(public_id=name)
 
 
 def add(by: User, organization: Organization, url: str, *, actor: audit.Actor) -> tuple[WebhookEndpoint, str]:
@@ -69,6 +78,42 @@ def rotate(
         endpoint.save(update_fields=["sealed_secret", "sealed_old_secret", "old_secret_until", "updated_at"])
         _record("webhook.rotate", endpoint, actor)
     return endpoint, secret
+
+
+def set_active(
+    by: User, organization: Organization, endpoint_id: str, is_active: bool, *, actor: audit.Actor
+) -> WebhookEndpoint:
+    """Pause an endpoint, or go on with it. While it pauses nothing is sent to it; what was owed before waits, and what happens is not told.
+
+    I/O: SQL. Idempotent. Raises: AiscaleError (NOT_FOUND, PERMISSION_DENIED).
+    """
+    with transaction.atomic():
+        endpoint = _lock(by, organization, endpoint_id)
+        if endpoint.is_active != is_active:
+            endpoint.is_active = is_active
+            endpoint.save(update_fields=["is_active", "updated_at"])
+            _record("webhook.resume" if is_active else "webhook.pause", endpoint, actor)
+    return endpoint
+
+
+def resend(by: User, organization: Organization, message_id: str, *, actor: audit.Actor) -> AlertDelivery:
+    """Have a message sent once more, within seconds, under the same id; it is then tried for a day again.
+
+    I/O: SQL. Raises: AiscaleError (NOT_FOUND, PERMISSION_DENIED, INVALID_REQUEST).
+    """
+    with transaction.atomic():
+        place = organizations.lock_for(by, organization, Right.MANAGE_WEBHOOKS)
+        own = list_deliveries(place.organization).filter(public_id=message_id.replace("\x00", ""))
+        delivery: AlertDelivery | None = own.select_for_update(of=("self",)).first()
+        if delivery is None or delivery.endpoint is None:
+            raise AiscaleError(Code.NOT_FOUND, "This message does not exist.", param="delivery_id")
+        if not delivery.endpoint.is_active:
+            raise AiscaleError(Code.INVALID_REQUEST, "This webhook is paused. Resume it first.", param="delivery_id")
+        delivery.attempts, delivery.error = 0, ""
+        delivery.due_at, delivery.delivered_at = timezone.now(), None
+        delivery.save(update_fields=["attempts", "error", "due_at", "delivered_at"])
+        _record("webhook.resend", delivery.endpoint, actor, message=message_id)
+    return delivery
 
 
 def delete(by: User, organization: Organization, endpoint_id: str, *, actor: audit.Actor) -> WebhookEndpoint:
@@ -131,14 +176,14 @@ def _lock(by: User, organization: Organization, endpoint_id: str) -> WebhookEndp
     return find(place.organization, endpoint_id)
 
 
-def _record(action: str, endpoint: WebhookEndpoint, by: audit.Actor) -> None:
+def _record(action: str, endpoint: WebhookEndpoint, by: audit.Actor, **details: str) -> None:
     assert endpoint.organization is not None
     audit.record(
         action,
         target=f"webhook:{endpoint.public_id}",
         by=by,
         organization_id=endpoint.organization.public_id,
-        details={"url": endpoint.url},
+        details={"url": endpoint.url, **details},
     )
 
 

@@ -10,6 +10,8 @@ _webhooks = [
     path("", webhook_views.show_webhooks, name="webhooks"),
     path("<str:endpoint_id>/test/", webhook_views.send_test, name="test_webhook"),
     path("<str:endpoint_id>/secret/", webhook_views.rotate, name="rotate_webhook"),
+    path("<str:endpoint_id>/active/", webhook_views.set_active, name="pause_webhook"),
+    path("messages/<str:delivery_id>/resend/", webhook_views.resend, name="resend_webhook"),
     path("<str:endpoint_id>/delete/", webhook_views.delete, name="delete_webhook"),
 ]
 

@@ -57,6 +57,26 @@ def send_test(request: HttpRequest, place: Membership, endpoint_id: str) -> Http
 
 @require_POST
 @for_managers
+def set_active(request: HttpRequest, place: Membership, endpoint_id: str) -> HttpResponse:
+    """Pause an endpoint, or with ``active=yes`` go on with it."""
+    active, actor = request.POST.get("active") == "yes", audit.by_request(request)
+    endpoint = endpoints.set_active(place.user, place.organization, endpoint_id, active, actor=actor)
+    told = "is told again from now on" if active else "is told nothing until you resume it"
+    messages.success(request, f"{endpoint.url} {told}.")
+    return redirect("spend:webhooks", place.organization.public_id)
+
+
+@require_POST
+@for_managers
+def resend(request: HttpRequest, place: Membership, delivery_id: str) -> HttpResponse:
+    check_rate(request, TEST_WEBHOOK)
+    endpoints.resend(place.user, place.organization, delivery_id, actor=audit.by_request(request))
+    messages.success(request, "The message is sent again within seconds.")
+    return redirect("spend:webhooks", place.organization.public_id)
+
+
+@require_POST
+@for_managers
 def delete(request: HttpRequest, place: Membership, endpoint_id: str) -> HttpResponse:
     endpoint = endpoints.delete(place.user, place.organization, endpoint_id, actor=audit.by_request(request))
     messages.success(request, f"{endpoint.url} is told nothing any more.")

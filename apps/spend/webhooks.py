@@ -41,6 +41,11 @@ def make_endpoint(url: str, organization: Organization | None = None) -> tuple[W
     return endpoint, secret
 
 
+def name_message(alert_id: int, endpoint: WebhookEndpoint) -> str:
+    """Return the ``webhook-id`` of what tells this endpoint of this alert: the same over all tries."""
+    return f"msg_{alert_id}_{endpoint.public_id}"
+
+
 def make_secret() -> str:
     """Return a new signing secret of 192 random bits."""
     return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(24)).decode()

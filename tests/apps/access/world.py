@@ -119,6 +119,7 @@ class World:
             "batch_id": "batch_1",
             "request_id": "req_member",
             "endpoint_id": self.endpoint.public_id,
+            "delivery_id": "msg_1",
             "model": CHAT,
         }
 

@@ -158,3 +158,41 @@ def test_trying_often_is_limited(owner: Owner, monkeypatch: pytest.MonkeyPatch) 
     endpoint = WebhookEndpoint.objects.get()
     pages = [owner.act("test", endpoint).content.decode() for _ in range(3)]
     assert "its name cannot be found" in pages[1] and "very often within a short time" in pages[2]
+
+
+def test_an_endpoint_pauses_and_goes_on(owner: Owner, receiver: Receiver) -> None:
+    organization, _ = spend_past()
+    Membership.objects.create(user=owner.user, organization=organization, role="owner")
+    owner.organization = organization
+    endpoint, _ = webhooks.make_endpoint(receiver.url, organization)
+    receiver.status = 503
+    alerts.deliver_due()
+    page = reverse("spend:pause_webhook", args=[organization.public_id, endpoint.public_id])
+    for _ in range(2):
+        assert b"told nothing until you resume it" in owner.browser.post(page, {"active": "no"}, follow=True).content
+    receiver.status = 200
+    AlertDelivery.objects.filter(endpoint=endpoint).update(due_at=timezone.now())
+    receiver.taken.clear()
+    assert alerts.deliver_due() == 0 and receiver.taken == [], "what is owed to it waits"
+    assert b"Send again" not in owner.browser.get(reverse("spend:webhooks", args=[organization.public_id])).content
+    owner.browser.post(page, {"active": "yes"})
+    assert alerts.deliver_due() == 1 and len(receiver.taken) == 1
+    changes = AuditEvent.objects.filter(action__startswith="webhook.").values_list("action", flat=True)
+    assert sorted(changes) == ["webhook.pause", "webhook.resume"]
+
+
+def test_a_message_is_sent_again_under_its_id(owner: Owner, receiver: Receiver) -> None:
+    organization, _ = spend_past()
+    Membership.objects.create(user=owner.user, organization=organization, role="owner")
+    webhooks.make_endpoint(receiver.url, organization)
+    alerts.deliver_due()
+    [delivery] = endpoints.list_deliveries(organization)
+    assert delivery.public_id == receiver.taken[0][0]["webhook-id"]
+    path = reverse("spend:resend_webhook", args=[organization.public_id, delivery.public_id])
+    assert b"sent again within seconds" in owner.browser.post(path, follow=True).content
+    assert alerts.deliver_due() == 1 and alerts.deliver_due() == 0
+    assert receiver.taken[1][0]["webhook-id"] == delivery.public_id and receiver.taken[1][1] == receiver.taken[0][1]
+    elsewhere = reverse("spend:resend_webhook", args=[owner.organization.public_id, delivery.public_id])
+    assert owner.browser.post(elsewhere).status_code == 404
+    WebhookEndpoint.objects.update(is_active=False)
+    assert b"Resume it first" in owner.browser.post(path, follow=True).content
