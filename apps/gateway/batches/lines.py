@@ -24,6 +24,9 @@ MAX_ATTEMPTS = 5
 """Tries of a line that fails by our own fault."""
 OUR_FAULT = frozenset({Code.WORKER_LOST, Code.ENGINE_FAILED, Code.DEADLINE_EXCEEDED})
 
+UNTIL_LIFTED = frozenset({Code.KILLED, Code.ACCOUNT_INACTIVE})
+"""What an administrator stopped and may let go on, while the batch's day lasts."""
+
 
 class Later(Exception):
     """A limit says that this line must wait for ``seconds``."""
@@ -104,7 +107,7 @@ async def _take_refusal(line: BatchLine, error: AiscaleError, captured: Captured
     if error.code in OUR_FAULT and line.attempt < MAX_ATTEMPTS:
         line.attempt += 1
         await _wait(line, error)
-    if error.retry_after_s is not None or error.code is Code.KILLED:
+    if error.retry_after_s is not None or error.code in UNTIL_LIFTED:
         await _wait(line, error)
     refusal_log.note(captured.request_id, error, source="batch", caller=caller)
     captured.status = captured.dialect.status_of(error)

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from django.db import transaction
+from django.core.exceptions import ObjectDoesNotExist
+from django.db import DatabaseError, transaction
 from django.utils import timezone
 
 from aiscale.errors import AiscaleError
@@ -45,6 +46,10 @@ async def advance(batch_id: str) -> None:
     renewing, wait_s = asyncio.create_task(keeper.run()), 0.0
     try:
         wait_s = await _work(batch, keeper)
+    except (ObjectDoesNotExist, DatabaseError):
+        if await on_thread(lambda: Batch.objects.filter(public_id=batch_id).exists()):
+            raise
+        log.info("a batch's organization was closed under it", extra={"event": "batch.gone", "batch_id": batch_id})
     finally:
         renewing.cancel()
         await on_thread(lambda: leases.release(batch_id, holder, wait_s))

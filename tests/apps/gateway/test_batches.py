@@ -3,14 +3,18 @@
 import asyncio
 import json
 import time
+from copy import copy
 from typing import Any
 
 import pytest
 
+from aiscale import redis as redis_clients
+from aiscale.wire import keys
+from apps.accounts import audit, organizations
 from apps.accounts.callers import on_thread
-from apps.accounts.keys import revoke_key
+from apps.accounts.keys import create_key, revoke_key
 from apps.accounts.models import Plan
-from apps.gateway.batches import leases, runner
+from apps.gateway.batches import leases, lines, runner
 from apps.gateway.batches import upkeep as batches
 from apps.gateway.models import Batch, BatchLine, StoredFile, StoredResponse
 from apps.gateway.responses.storage import create as create_response
@@ -181,8 +185,6 @@ async def test_a_limit_that_says_later_is_waited_for(cast: Cast) -> None:
 
 
 async def test_a_kill_is_waited_for_and_a_lost_key_is_not(cast: Cast) -> None:
-    from apps.accounts import audit
-
     made = await create(cast, [make_line(1), make_line(2)])
     by = audit.by_command()
     await on_thread(lambda: killswitch.trip("site", reason="Drill", by=by))
@@ -293,3 +295,58 @@ async def test_a_batch_whose_day_is_over_names_what_was_not_run(cast: Cast) -> N
     lines = await read_lines(cast, done["error_file_id"])
     assert [line["error"]["code"] for line in lines] == ["batch_expired", "batch_expired"]
     assert await on_thread(lambda: list_charges(cast)) == []
+
+
+async def test_a_batch_of_an_organization_that_is_closed_ends(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner deletes it exactly when a line has begun: nothing of it stays, nothing is held, and nobody stumbles over it."""
+    place = await on_thread(lambda: organizations.create(cast.user, "Acme"))
+    _, raw = await on_thread(lambda: create_key(place.organization, cast.user))
+    own = copy(cast)
+    own.raw = raw
+    made = await create(own, [make_line(1), make_line(2)])
+    run = lines.run
+
+    async def close_first(batch: Any, line: Any, caller: Any) -> None:
+        await on_thread(lambda: closes and organizations.delete(cast.user, closes.pop()))
+        await run(batch, line, caller)
+
+    closes = [place.organization]
+    monkeypatch.setattr(lines, "run", close_first)
+    await runner.advance(made["id"])
+    assert not closes and await on_thread(lambda: (Batch.objects.count(), BatchLine.objects.count())) == (0, 0)
+    assert await on_thread(lambda: {file.state for file in StoredFile.objects.all()}) == {StoredFile.State.DELETING}
+    assert made["id"] not in await on_thread(batches.list_due)
+    assert not await redis_clients.get_async().exists(keys.holds(f"organization:{place.organization.public_id}"))
+
+
+async def test_a_batch_of_a_suspended_organization_waits(cast: Cast) -> None:
+    """What an administrator suspends goes on when they open it again, as after a kill."""
+    made = await create(cast, [make_line(1)])
+    organization = cast.organization
+
+    def suspend(is_active: bool) -> None:
+        organization.is_active = is_active
+        organization.save()
+        Batch.objects.update(due_at=None)
+
+    await on_thread(lambda: suspend(True))
+    await on_thread(lambda: suspend(False))
+    await runner.advance(made["id"])
+    row = await on_thread(lambda: Batch.objects.get(public_id=made["id"]))
+    assert (row.status, row.failed_count, row.completed_count) == ("in_progress", 0, 0)
+    await on_thread(lambda: suspend(True))
+    await runner.advance(made["id"])
+    done = await read(cast, made["id"])
+    assert done["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
+
+
+async def test_a_kill_of_the_organization_is_waited_for(cast: Cast) -> None:
+    made = await create(cast, [make_line(1)])
+    scope = f"organization:{cast.organization.public_id}"
+    await on_thread(lambda: killswitch.trip(scope, reason="Drill", by=audit.by_command()))
+    await runner.advance(made["id"])
+    assert (await read(cast, made["id"]))["request_counts"] == {"total": 1, "completed": 0, "failed": 0}
+    await on_thread(lambda: killswitch.release(scope, by=audit.by_command()))
+    await on_thread(lambda: Batch.objects.update(due_at=None))
+    await runner.advance(made["id"])
+    assert (await read(cast, made["id"]))["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
