@@ -110,6 +110,8 @@ def _describe_month(summary: usage.MonthSummary) -> dict[str, Any]:
     """Say how the current month stands: what a limit refuses, and what the plan's price pays for."""
     left = {
         "left": max(summary.limit_nanousd - summary.spent_nanousd - summary.held_nanousd, 0),
+        "included_used": summary.included_used(summary.spent_nanousd),
+        "beyond_included": summary.spent_nanousd - summary.included_used(summary.spent_nanousd),
         "included_left": max(summary.included_nanousd - max(summary.spent_nanousd, 0), 0),
     }
     amounts = {name.removesuffix("_nanousd"): value for name, value in msgspec.structs.asdict(summary).items()}

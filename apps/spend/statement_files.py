@@ -46,11 +46,8 @@ async def iter_statement(organization_id: str, days: Days, *, user_id: str = "")
         total += sum_nanousd
         if rows:
             yield _write(rows)
-    last = ["" for _ in STATEMENT_COLUMNS]
     month = await on_thread(lambda: usage.find_month(organization_id, days, user_id))
-    memo = month.describe_included() if month else ""
-    last[:2], last[-3:] = [f"{days.first} to {days.last}", "total"], [format_amount(total), str(total), memo]
-    yield _write([last])
+    yield _write([_amount_row(f"{days.first} to {days.last}", *row) for row in _sum_up(total, month)])
 
 
 async def iter_requests(organization_id: str, days: Days, *, user_id: str = "") -> AsyncIterator[bytes]:
@@ -78,6 +75,25 @@ def disarm(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
+def _sum_up(total: int, month: usage.MonthSummary | None) -> list[tuple[str, int, str]]:
+    """Return kind, amount and memo of the last rows: the total; for a plan that includes spending, what of it that pays, which is negative,
+    and what is left to pay: the sum of the two before it."""
+    if month is None or not month.included_nanousd:
+        return [("total", total, "")]
+    used = month.included_used(total)
+    return [
+        ("total", total, ""),
+        ("included", -used, month.describe_included()),
+        ("total beyond included", total - used, ""),
+    ]
+
+
+def _amount_row(date: str, kind: str, nanousd: int, memo: str) -> list[str]:
+    row = ["" for _ in STATEMENT_COLUMNS]
+    row[:2], row[-3:] = [date, kind], [format_amount(nanousd), str(nanousd), memo]
+    return row
+
+
 def _read_day(organization_id: str, user_id: str, day: Days, keys: dict[str, str]) -> tuple[list[list[str]], int]:
     lines = statements.list_usage(organization_id, day, user_id=user_id)
     people = statements.name_users(line.user_id for line in lines)
@@ -85,10 +101,7 @@ def _read_day(organization_id: str, user_id: str, day: Days, keys: dict[str, str
     total = sum(line.cost_nanousd for line in lines)
     for entry in [] if user_id else statements.list_entries(organization_id, day.start, day.end):
         total += entry.amount_nanousd
-        row = ["" for _ in STATEMENT_COLUMNS]
-        row[:2] = [f"{day.first}", entry.kind]
-        row[-3:] = [format_amount(entry.amount_nanousd), str(entry.amount_nanousd), disarm(entry.memo)]
-        rows.append(row)
+        rows.append(_amount_row(f"{day.first}", entry.kind, entry.amount_nanousd, disarm(entry.memo)))
     return rows, total
 
 

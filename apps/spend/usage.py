@@ -76,6 +76,10 @@ class MonthSummary(msgspec.Struct, frozen=True, kw_only=True):
     limit_nanousd: int
     included_nanousd: int
 
+    def included_used(self, spent_nanousd: int) -> int:
+        """Return how much of an amount the plan's price pays for."""
+        return min(self.included_nanousd, max(spent_nanousd, 0))
+
     def describe_included(self) -> str:
         """Say how much of what the plan includes is left; '' for a plan that includes nothing."""
         if not self.included_nanousd:

@@ -123,21 +123,25 @@ async def test_m5_page_api_and_csv_say_the_same(client, browser):
     assert answer["totals"]["total_nanousd"] == total
     assert sum(line["cost_nanousd"] for line in answer["usage"]) == answer["totals"]["usage_nanousd"]
     rows = await read_csv(browser, f"/account/usage/statement.csv?month={MONTH}&organization={company.id}")
-    assert sum(int(row["nanousd"]) for row in rows[:-1]) == total == int(rows[-1]["nanousd"])
-    assert rows[-1]["usd"] == statement_files.format_amount(total)
+    assert [row["kind"] for row in rows[-3:]] == ["total", "included", "total beyond included"]
+    sums = [int(row["nanousd"]) for row in rows[-3:]]
+    assert sum(int(row["nanousd"]) for row in rows[:-3]) == total == sums[0] and sums[0] + sums[1] == sums[2]
+    assert sums[1] == -min(20 * 10**9, max(total, 0))
+    assert [row["usd"] for row in rows[-3:]] == [statement_files.format_amount(amount) for amount in sums]
     # what the plan includes is said in all three
     month = answer["month"]
     assert (month["spent_nanousd"], month["month"], month["included_usd"]) == (total, MONTH, "20.000000000")
     assert month["included_left_nanousd"] == 20 * 10**9 - max(total, 0)
+    assert (-month["included_used_nanousd"], month["beyond_included_nanousd"]) == (sums[1], sums[2])
     assert month["left_nanousd"] == month["limit_nanousd"] - total
-    assert rows[-1]["memo"].startswith("The plan includes $20.00 a month: ") and "is left." in rows[-1]["memo"]
+    assert rows[-2]["memo"].startswith("The plan includes $20.00 a month: ") and "is left." in rows[-2]["memo"]
     other = (await browser.get(f"/api/v1/usage?month=2025-01&organization={company.id}")).json()
     assert other["month"] is None, "what a plan includes is told of the month that runs"
     requests = await read_csv(browser, f"/account/usage/requests.csv?month={MONTH}&organization={company.id}")
     assert sum(int(row["nanousd"]) for row in requests) == answer["totals"]["usage_nanousd"]
     assert len(requests) == 60
     page = (await browser.get(f"/account/usage/?organization={company.id}")).content.decode()
-    assert "These lines add up to the ledger" in page and rows[-1]["memo"] in page
+    assert "These lines add up to the ledger" in page and rows[-2]["memo"] in page
 
 
 async def test_a_spreadsheet_runs_none_of_it(client, browser):
@@ -185,7 +189,7 @@ async def test_a_key_sees_what_its_maker_may_see(client, browser):
     rows = await read_csv(browser, "/api/v1/usage/requests.csv", Authorization=f"Bearer {company.member_raw}")
     assert {row["user_id"] for row in rows} == {company.member.public_id}
     rows = await read_csv(browser, "/api/v1/usage.csv", Authorization=f"Bearer {company.owner_raw}", Accept="text/csv")
-    assert len(rows) == 12 + 3 + 1
+    assert len(rows) == 12 + 3 + 3
     # another organization's name in the query changes nothing for a key
     other = await browser.get(
         "/api/v1/usage?organization=org_x", headers={"Authorization": f"Bearer {company.owner_raw}"}
