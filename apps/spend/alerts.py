@@ -74,7 +74,16 @@ def summarize(alert: SpendAlert) -> str:
     """Say in one sentence what happened."""
     limit = f" of {format_usd(alert.limit_nanousd)}" if alert.limit_nanousd is not None else ""
     period = "day" if alert.period == "daily" else "month"
-    return f"{name_scope(alert.scope)} spent {format_usd(alert.spent_nanousd)}{limit} this {period} and passed {alert.threshold}."
+    return (
+        f"{name_scope(alert.scope)} spent {format_usd(alert.spent_nanousd)}{limit} this {period} and {_passed(alert)}."
+    )
+
+
+def _passed(alert: SpendAlert) -> str:
+    """Say what was passed: a threshold, or the limit (`thresholds.limit_text`)."""
+    if alert.threshold.startswith("limit "):
+        return f"reached its {alert.threshold.replace(' ', ' of ', 1)}"
+    return f"passed {alert.threshold}"
 
 
 def name_scope(scope: str) -> str:
@@ -167,11 +176,12 @@ def _send_webhook(delivery: AlertDelivery, endpoint: WebhookEndpoint) -> None:
 
 def write_mail(alert: SpendAlert, email: str) -> EmailMessage:
     """Write the mail to one person."""
+    spent_all = alert.limit_nanousd is not None and alert.spent_nanousd >= alert.limit_nanousd
     context = {
         "summary": summarize(alert),
         "alert": alert,
-        "is_limit": alert.threshold.startswith("limit "),
+        "is_limit": alert.threshold.startswith("limit ") or spent_all,
         "usage_link": settings.PUBLIC_URL + reverse("spend:usage"),
     }
-    subject = f"Budget alert: {name_scope(alert.scope)} passed {alert.threshold}"
+    subject = f"Budget alert: {name_scope(alert.scope)} {_passed(alert)}"
     return EmailMessage(" ".join(subject.split())[:200], render_to_string("spend/mail/alert.txt", context), to=[email])

@@ -17,7 +17,7 @@ from django.utils import timezone
 from redis import Redis
 
 from apps.accounts.models import Membership, Organization, User
-from apps.spend import alerts, settlement, webhooks
+from apps.spend import alerts, settlement, thresholds, webhooks
 from apps.spend.alert_models import AlertDelivery
 from apps.spend.models import Budget, SpendAlert
 from tests.apps.spend.cast import make_finished, make_organization, warm
@@ -66,6 +66,19 @@ def spend_past(scope_of: str = "organization") -> tuple[Organization, SpendAlert
     Budget.objects.create(scope=scope, period="monthly", limit_nanousd=100, thresholds=["50%"])
     settlement.settle(make_finished(organization.public_id))
     return organization, SpendAlert.objects.get()
+
+
+def test_who_reads_that_the_limit_is_reached_is_not_told_that_nothing_is_refused() -> None:
+    _, alert = spend_past()
+    assert "and passed 50%." in alerts.summarize(alert)
+    assert "Nothing is refused yet." in alerts.write_mail(alert, "a@example.com").body
+    alert.spent_nanousd = alert.limit_nanousd
+    assert "are refused until" in alerts.write_mail(alert, "a@example.com").body
+    alert.threshold, alert.spent_nanousd = thresholds.limit_text(100), 65
+    mail_of_limit = alerts.write_mail(alert, "a@example.com")
+    assert (
+        mail_of_limit.subject.endswith("reached its limit of $0.0000001") and "are refused until" in mail_of_limit.body
+    )
 
 
 def test_the_right_people_are_told_once(client: Redis) -> None:
