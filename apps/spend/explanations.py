@@ -5,7 +5,7 @@ not see it (`apps.spend.visibility`) learns nothing, not even that it exists.
 """
 
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -320,7 +320,7 @@ def write_text(part: Explanation) -> str:
     """Write an explanation as lines of text, for the command line."""
     if isinstance(part, Refusal):
         lines = [f"Refused with {part.code} at {_moment(part.occurred_at)}: {part.message}"]
-        lines += [f"  {name}: {value}" for name, value in part.facts.items()]
+        lines += [f"  {_write_fact(name, value)}" for name, value in part.facts.items()]
         return "\n".join(lines)
     if isinstance(part, Running):
         return (
@@ -348,6 +348,17 @@ def write_text(part: Explanation) -> str:
     month = part.month
     lines.append(f"  With it, {month.month} ({month.zone}) counted {format_usd(month.spent_after_nanousd)} as spent.")
     return "\n".join(lines)
+
+
+def _write_fact(name: str, value: object) -> str:
+    """Write one number of a refusal: money and moments as people read them."""
+    text = str(value)
+    if text.removeprefix("-").isdecimal():
+        if name.endswith("_nanousd"):
+            name, text = name.removesuffix("_nanousd"), format_usd(int(text))
+        elif name.endswith("_at_ms"):
+            name, text = name.removesuffix("_at_ms"), _moment(datetime.fromtimestamp(int(text) / 1000, UTC))
+    return f"{name.replace('_', ' ')}: {text}"
 
 
 def _moment(moment: datetime) -> str:

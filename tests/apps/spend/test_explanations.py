@@ -131,6 +131,11 @@ def test_a_refusal_is_explained_with_its_numbers(company):
     assert isinstance(part, explanations.Refusal)
     assert (part.code, part.model, part.plan) == ("insufficient_quota", "m", "pro")
     assert part.facts == {"limit_nanousd": 1000, "spent_nanousd": 990, "scope": "organization:x"}
+    assert sorted(explanations.write_text(part).splitlines()[1:]) == [
+        "  limit: $0.000001",
+        "  scope: organization:x",
+        "  spent: $0.00000099",
+    ]
 
 
 def test_a_job_that_runs_is_found_by_its_hold(company, client):
