@@ -131,6 +131,8 @@ def test_a_broken_pickle_is_refused(tmp_path: Path, data: bytes) -> None:
         gzip.compress(json.dumps({"format": "other"}).encode(), mtime=0),
         gzip.compress(json.dumps({"format": "svguardian-pure-1", "coef": [[1]], "word": 3}).encode(), mtime=0),
     ],
+    # the bytes hold the time, and each process of pytest -n must give a test the same name
+    ids=["no gzip", "no JSON", "a list", "another format", "a part missing"],
 )
 def test_a_broken_bundle_is_refused(tmp_path: Path, value: bytes) -> None:
     path = tmp_path / "bundle.gz"
