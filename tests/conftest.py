@@ -1,9 +1,12 @@
 """Share what many tests need: addresses, and the real models that ship with aiscale."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from asgiref.sync import SyncToAsync
+from django.db import connections
 from django.test import TransactionTestCase
 
 from tests.database import empty_tables
@@ -11,6 +14,13 @@ from tests.database import empty_tables
 TransactionTestCase._fixture_teardown = empty_tables
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> Iterator[None]:
+    """The test database. Whoever used ``sync_to_async`` left a connection with its thread, and it could not be dropped."""
+    yield
+    SyncToAsync.single_thread_executor.submit(connections.close_all).result()
 
 
 @pytest.fixture(scope="session")

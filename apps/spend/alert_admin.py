@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.contrib import admin, messages
+from django.db import models
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
@@ -74,6 +75,7 @@ class WebhookEndpointAdmin(ModelAdmin):  # type: ignore[misc]
     fields = ["url", "organization", "is_active", "last_result", "last_tried_at"]
     readonly_fields = ["last_result", "last_tried_at"]
     actions = ["send_test"]
+    formfield_overrides = {models.URLField: {"assume_scheme": "https"}}
 
     def get_readonly_fields(self, request: HttpRequest, obj: WebhookEndpoint | None = None) -> list[str]:
         # who is told what must not change under a secret that somebody else holds
