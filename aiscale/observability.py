@@ -36,6 +36,11 @@ SETTLEMENT_LAG_SECONDS = Gauge(
     "aiscale_settlement_lag_seconds", "Age of the oldest finished job that is not in the ledger"
 )
 CACHE_LOOKUPS = Counter("aiscale_cache_lookups", "Answers looked for, by the level where they were", ["model", "level"])
+CACHE_SAVED = Counter(
+    "aiscale_cache_saved_nanousd",
+    "How much less answers cost because they, or parts of them, were known",
+    ["organization"],
+)
 CACHE_BYTES = Gauge("aiscale_cache_bytes", "Bytes of this process's own cache")
 ENGINE_RUNNING = Gauge("aiscale_engine_running", "Sequences in the batch", ["model", "version"])
 ENGINE_WAITING = Gauge("aiscale_engine_waiting", "Sequences waiting for a slot", ["model", "version"])

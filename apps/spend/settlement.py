@@ -27,7 +27,7 @@ from redis.exceptions import ResponseError
 
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError
-from aiscale.observability import JOBS_FINISHED, SETTLED, SETTLEMENT_LAG_SECONDS, TOKENS
+from aiscale.observability import CACHE_SAVED, JOBS_FINISHED, SETTLED, SETTLEMENT_LAG_SECONDS, TOKENS
 from aiscale.wire import keys
 from aiscale.wire.codec import decode_event
 from aiscale.wire.events import Finished
@@ -307,5 +307,7 @@ def _count(event: Finished, *, fresh: bool) -> None:
         TOKENS.labels(event.model, "prompt").inc(event.prompt_tokens)
         TOKENS.labels(event.model, "completion").inc(event.completion_tokens)
         extra = {"job_id": event.job_id, "organization_id": event.billing.organization_id, "model": event.model}
+        if saved_nanousd := usage.saved_of(event):
+            CACHE_SAVED.labels(event.billing.organization_id).inc(saved_nanousd)
         if usage.cost_of(event) > event.billing.hold_nanousd:
             log.error("a job cost more than was held for it", extra=extra)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.test import Client
+from prometheus_client import REGISTRY
 
 from apps.accounts import organizations
 from apps.accounts.keys import KeyTerms, create_key
@@ -35,6 +36,10 @@ async def test_hits_and_savings_are_told_and_an_owner_forgets_the_answers(cast: 
     assert [level(await ask(cast.raw, chat())) for _ in range(3)] == ["miss", "l1", "l1"]
     rows = await wait_usage(3)
     saved = sum(row.saved_nanousd for row in rows)
+    counted = REGISTRY.get_sample_value(
+        "aiscale_cache_saved_nanousd_total", {"organization": cast.organization.public_id}
+    )
+    assert counted == saved > 0
     page = (await sync_to_async(browser.get)(base)).content.decode()
     assert "66.7 % of 3 requests" in page and "In the web server" in page
     report: Any = (await sync_to_async(program.get)(path)).json()
