@@ -7,6 +7,7 @@ from apps.inference.cache import semantic
 from apps.inference.cache.entries import Answer, Piece, encode_answer
 from apps.inference.cache.flights import get_flights
 from apps.inference.cache.store import get_store
+from apps.inference.completions import Run
 
 
 class AnswerKeeper:
@@ -27,6 +28,8 @@ class AnswerKeeper:
         asked: semantic.Asked | None = None,
     ) -> None:
         self.keeps = keeps
+        self.run: Run | None = None
+        """Whose answer it is. Should a fallback have taken the model's place, nobody may follow it."""
         self._key = key
         self._model, self._version = model, version
         self._scope = scope
@@ -44,7 +47,9 @@ class AnswerKeeper:
             self._logprobs.setdefault(event.index, []).extend(event.logprobs)
             if event.end is not None:
                 self._ends[event.index] = event.end
-            if self._flies:
+            if self._flies and self.run is not None and self.run.model != self._model:
+                await self.close()
+            elif self._flies:
                 get_flights().tell(self._key, event)
         elif isinstance(event, Finished):
             await self._end(event)

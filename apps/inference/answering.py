@@ -264,7 +264,7 @@ async def _compute(question: Question, keeper: AnswerKeeper) -> Run:
     run = await completions.compute(question.request, question.caller, question.model, question.prepared)
     count_lookup(question.model.slug, "miss")
     run.headers[telling.HEADER] = "miss"
-    run.keeper = keeper
+    run.keeper, keeper.run = keeper, run
     if SCREENED_HEADER in run.headers:
         # what was noted of a message must be told each time: such an answer is not kept, and nobody follows it
         keeper.keeps = False

@@ -206,6 +206,8 @@ class Following(Run):
         self._run = await self._again()
         self._adopt()
         async for event in self._run.events():
+            # it may follow another flight, and be what comes after that
+            self._adopt()
             fresh = self._heard.leave_out(event) if isinstance(event, Delta) else event
             if isinstance(event, Finished) and event.finish_reason in ("stop", "length"):
                 self._heard.check_all_said_again()

@@ -316,7 +316,7 @@ async def test_what_tools_or_a_stored_conversation_gave_is_not_cached_c4(cast: C
 
 
 async def test_many_at_once_take_no_thread_and_no_connection_each_d1_d4(cast: Cast) -> None:
-    """D1, D4: sixty requests at once, none known, add neither a thread nor a database connection each."""
+    """D1, D4: sixty requests at once, none known, a part of them streamed, add neither a thread nor a database connection each."""
 
     def count_connections() -> int:
         with connection.cursor() as cursor:
@@ -326,8 +326,11 @@ async def test_many_at_once_take_no_thread_and_no_connection_each_d1_d4(cast: Ca
     async def embed(number: int) -> int:
         return (await ask(cast.raw, {"model": EMBED, "input": f"text {number}"}, "/v1/embeddings")).status
 
+    async def stream(number: int) -> int:
+        return (await ask(cast.raw, chat(f"text {number}", stream=True))).status
+
     assert await embed(-1) == 200
-    requests = asyncio.gather(*(embed(number) for number in range(60)))
+    requests = asyncio.gather(*map(embed, range(40)), *map(stream, range(20)))
     most_threads = most_connections = 0
     while not requests.done():
         most_threads = max(most_threads, threading.active_count())

@@ -9,6 +9,7 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from apps.inference import prompts
+from apps.inference.models import CachedAnswer
 from tests.apps.conftest import Cast
 from tests.apps.gateway.driver import Exchange, read_events
 
@@ -117,6 +118,14 @@ async def test_one_of_the_tools_is_required(cast: Cast, tooled: None) -> None:
     for choice in answer["choices"]:
         [call] = choice["message"]["tool_calls"]
         assert call["function"]["name"] in ("weather", "square") and choice["finish_reason"] == "tool_calls"
+
+
+async def test_what_may_call_tools_is_computed_each_time_c4(cast: Cast, tooled: None) -> None:
+    """C4: no answer that tools had a part in is kept or looked for, also where the caller asks for the cache."""
+    answers = [ask(cast, tool_choice=name("square"), temperature=0, cache={"use-cache": True}) for _ in range(2)]
+    calls = [(await each.read_json())["choices"][0]["message"]["tool_calls"][0]["id"] for each in answers]
+    assert len(set(calls)) == 2 and not any("x-aiscale-cache" in each.headers for each in answers)
+    assert not await CachedAnswer.objects.aexists()
 
 
 async def test_text_without_a_call_is_an_answer(cast: Cast, tooled: None) -> None:
