@@ -53,6 +53,7 @@ class Stack:
             "AISCALE_MODELS_DIR": str(self.models_dir),
             "PORT": str(self.port),
             "WEB_WORKERS": "1",
+            "AISCALE_METRICS_TOKEN": "scraper",
         }
         return kept | ours | self.settings
 
@@ -116,6 +117,11 @@ class Stack:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
+
+    def read_metrics(self) -> str:
+        request = urllib.request.Request(f"{self.base_url}/metrics", headers={"Authorization": "Bearer scraper"})
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return str(response.read().decode())
 
     def wait_ready(self, timeout_s: float = 60) -> None:
         wait_until(lambda: self.get_ready()[0] == 200, timeout_s, self.read_logs)

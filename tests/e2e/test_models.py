@@ -1,5 +1,6 @@
 """A model that somebody brings is served within seconds, in two versions side by side, without a restart."""
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -54,6 +55,10 @@ def test_an_imported_model_and_its_versions(healthy: Stack, client: OpenAI, impo
     while len(seen) < 2 and time.monotonic() < ends_at:
         seen.add(chat().system_fingerprint)
     assert seen == {f"fp_{facts['version']}", f"fp_{other}"}
+    for version in (facts["version"], other):
+        wait_until(
+            lambda version=version: re.search(rf'engine_running{{.*"worker-.*"{version}"', healthy.read_metrics()), 20
+        )
     healthy.manage("model_traffic", NAME, "--promote", other)
     wait_until(lambda: chat().system_fingerprint == f"fp_{other}", 30)
     healthy.manage("model_traffic", NAME, "--roll-back", "--reason", "It is no better")
