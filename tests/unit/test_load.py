@@ -57,7 +57,8 @@ def test_latency_counts_from_when_a_request_was_due(port: int) -> None:
     """One connection for a pace that it cannot keep: what waited for it is late, and its wait is in its latency."""
     result = run_open("127.0.0.1", port, cycle("/ok"), per_second=100_000, seconds=0.005, clients=1)
     assert result.answered == 500 and result.late > 400
-    assert result.percentile_ms(99) > 5 * result.percentile_ms(1)
+    # the last was due at 5 ms and answered at the end: a machine that stops for a moment slows the first ones too
+    assert result.percentile_ms(99) > 1000 * (result.elapsed_s - 0.005) * 0.8
 
 
 def test_a_closed_load_asks_again_when_it_is_answered(port: int) -> None:
