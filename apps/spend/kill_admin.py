@@ -53,7 +53,7 @@ class KillSwitchAdmin(ModelAdmin):  # type: ignore[misc]
     date_hierarchy = "tripped_at"
     fields = ["public_id", "scope", "in_force", "reason", "until_at", "tripped_by", "tripped_at"]
     fields += ["released_by", "released_at", "release_reason", "what_happened"]
-    readonly_fields = fields
+    readonly_fields = [*fields, "release_link"]
 
     @admin.display(description="in force", boolean=True)
     def in_force(self, switch: KillSwitch) -> bool:
@@ -74,6 +74,10 @@ class KillSwitchAdmin(ModelAdmin):  # type: ignore[misc]
 
     def get_list_display(self, request: HttpRequest) -> list[Any]:
         return [*self.list_display, "release_link"] if self.has_release_permission(request) else self.list_display
+
+    def get_fields(self, request: HttpRequest, obj: KillSwitch | None = None) -> list[Any]:
+        is_open = obj is not None and obj.released_at is None and self.has_release_permission(request)
+        return ["release_link", *self.fields] if is_open else self.fields
 
     @admin.display(description="")
     def release_link(self, switch: KillSwitch) -> str:

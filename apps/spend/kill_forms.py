@@ -34,7 +34,7 @@ class TripForm(forms.Form):
         (AT, "Until the time below"),
     )
 
-    kind = forms.ChoiceField(label="Stop", choices=KINDS, widget=UnfoldAdminSelectWidget)
+    kind = forms.ChoiceField(label="Stop", choices=KINDS, widget=UnfoldAdminSelectWidget(attrs={"autofocus": True}))
     target = forms.CharField(
         label="Which one",
         required=False,

@@ -20,7 +20,7 @@ from apps.chat import turns
 from apps.inference.cache import generations
 from apps.inference.models import Model, ModerationFlag, Upstream
 from apps.spend import killswitch, prices, rerating, settlement, webhooks
-from apps.spend.models import Budget, RefusedRequest
+from apps.spend.models import Budget, KillSwitch, RefusedRequest
 from tests.apps.conftest import Cast
 from tests.apps.spend.cast import ADA, make_finished
 
@@ -119,6 +119,15 @@ def test_shutting_a_user_out_shuts_out_their_keys(browser: Client, cast: Cast, r
     cast.user.refresh_from_db()
     assert not cast.user.is_active
     assert Redis.from_url(redis_url).hget(keys.api_key(cast.key.digest), "state") == b"revoked"
+
+
+def test_a_kill_switch_is_released_from_its_page(browser: Client) -> None:
+    switch = KillSwitch.objects.get()
+    page = reverse("admin:spend_killswitch_change", args=[switch.pk])
+    release = reverse("admin:spend_killswitch_release", args=[switch.pk])
+    assert f'href="{release}"' in browser.get(page).content.decode()
+    assert browser.post(release, {"reason": "Over"}).status_code == 302
+    assert f'href="{release}"' not in browser.get(page).content.decode()
 
 
 def test_keys_are_revoked_from_their_list(browser: Client, cast: Cast) -> None:
