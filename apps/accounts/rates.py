@@ -2,6 +2,10 @@
 
 Counted by django-ratelimit in the shared Redis, for all web processes together; while Redis is away, by each process for itself
 (``aiscale.caches``). An attempt counts before it is known how it ends, so that many at once do not slip through.
+
+Its windows are fixed: around the moment in which one ends, twice the number fit into a short time. That is left so: 20 guesses at a
+password instead of 10 help nobody, since the hourly limits of the account stand behind them, and no money is counted here. What costs
+money is limited by the gate (`apps.spend.admission`), whose windows slide.
 """
 
 import hashlib
