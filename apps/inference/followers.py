@@ -170,6 +170,8 @@ class Follower(Relay):
             keys.queue_state(job.model),
             keys.queue_depth(job.model),
         ]
+        async with self.beat_lock:
+            self.is_withdrawn = True
         try:
             await redis_clients.run_script_async("withdraw", names, [job.job_id])
         except redis_clients.UNAVAILABLE:
@@ -203,6 +205,7 @@ class Following(Run):
                 yield event
         if not self._follower.is_lost:
             return
+        await self._run.__aexit__(None, None, None)
         self._run = await self._again()
         self._adopt()
         async for event in self._run.events():

@@ -158,6 +158,9 @@ class Relay:
         self.several = isinstance(job, GenerateJob) and job.sampling.n > 1
         self._kind: Literal["generate", "encode"] = "generate" if isinstance(job, GenerateJob) else "encode"
         self.worker_id = f"relay-{wait.process_id}"
+        self.beat_lock = asyncio.Lock()
+        self.is_withdrawn = False
+        """Whether its record is gone: a beat must not bring it back."""
         self._seq = 0
         self._text: dict[int, list[str]] = {}
         self._called: list[str] = []
@@ -287,16 +290,19 @@ class Relay:
         name = keys.job_record(self.job.job_id)
         while True:
             try:
-                prompt, completion = await self.count()
-                client: Any = redis_clients.get_async()
-                pipeline = client.pipeline(transaction=False)
-                pipeline.hmget(name, "worker", "cancelled", "state")
-                pipeline.hset(name, mapping={"seen_prompt_tokens": prompt, "seen_completion_tokens": completion})
-                now_ms = time.time_ns() // 1_000_000
-                pipeline.zadd(keys.LEASES, {self.job.job_id: now_ms + keys.LEASE_MS}, xx=True)
-                (worker, cancelled, state), *_ = await pipeline.execute()
-                if cancelled is not None or state != b"running" or worker != self.worker_id.encode():
-                    self._stop(relaying, "cancelled", "")
+                async with self.beat_lock:
+                    if self.is_withdrawn:
+                        return
+                    prompt, completion = await self.count()
+                    client: Any = redis_clients.get_async()
+                    pipeline = client.pipeline(transaction=False)
+                    pipeline.hmget(name, "worker", "cancelled", "state")
+                    pipeline.hset(name, mapping={"seen_prompt_tokens": prompt, "seen_completion_tokens": completion})
+                    now_ms = time.time_ns() // 1_000_000
+                    pipeline.zadd(keys.LEASES, {self.job.job_id: now_ms + keys.LEASE_MS}, xx=True)
+                    (worker, cancelled, state), *_ = await pipeline.execute()
+                    if cancelled is not None or state != b"running" or worker != self.worker_id.encode():
+                        self._stop(relaying, "cancelled", "")
             except redis_clients.UNAVAILABLE:
                 log.warning("a relay's lease could not be renewed", extra={"job_id": self.job.job_id})
             if self.wait.left:
