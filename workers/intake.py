@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 ENCODER_JOBS, ENCODER_TOKENS = 32, 2048
 """The most that an encoder's lane takes at a time; a single job may be larger."""
-LINGER_S, LOOK_EVERY_S = 0.02, 0.002
+LINGER_S, LOOK_EVERY_S = 0.06, 0.006
 """How long, and how often, the last lane of an encoder looks for more before it leaves: a look costs a tenth of a ticket, and what comes
 meanwhile shares a batch."""
-BACK_IN_MS = 10
+BACK_IN_MS = 25
 CLAIM_PAUSES_S = (0.1, 0.3, 1.0, 3.0)
 PATIENCE_S = 30.0
 """How long past their deadline jobs are waited for before the lane is given up."""

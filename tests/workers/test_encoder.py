@@ -139,7 +139,7 @@ def test_padding_and_batching_change_nothing(
 
 
 def test_small_and_large_batches_give_the_same_vectors(small_encoder: OnnxEncoder, token_ids: list[list[int]]) -> None:
-    """Small ones are computed by one thread, large ones by all."""
+    """Small ones are one run, large ones several at once."""
     text = token_ids[2]
     many = FEW_TOKENS // len(text) + 1
     alone, together = small_encoder.encode([text]), small_encoder.encode([text] * many)

@@ -1,7 +1,10 @@
 """Turn texts' token ids into vectors with a converted sentence encoder."""
 
+import itertools
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +13,18 @@ from numpy.typing import NDArray
 from workers.engine.sessions import integers_add_up, open_session
 
 FEW_TOKENS = 256
-"""A batch of so many, padding included, is computed by one thread: several spend as long on waiting for each other, and other processes
-want the cores."""
+"""A batch of more, padding included, is cut into as many parts as there are threads."""
 
 
 class OnnxEncoder:
     """Encode batches of token ids. Not thread-safe: one engine thread owns it."""
 
     def __init__(self, model_dir: Path, providers: Sequence[str], threads: int) -> None:
-        """Load both graphs: one for batches of equal lengths, without any work for masks, and one for padded ones. Each is there twice, for
-        small batches and for large ones.
+        """Load both graphs: one for batches of equal lengths, without any work for masks, and one for padded ones.
 
-        I/O: reads the model's files. Raises: FileNotFoundError; ValueError for eight-bit weights on a CPU that cannot add them up.
+        On a CPU each run has one thread, and a large batch is several runs at once: threads that share a run wait for each other at each
+        node, spinning, which costs up to twice the CPU. ``threads`` 0: as many as there are cores. I/O: reads the model's files.
+        Raises: FileNotFoundError; ValueError for eight-bit weights on a CPU that cannot add them up.
         """
         manifest = json.loads((model_dir / "manifest.json").read_text(encoding="utf-8"))
         self.dimensions = int(manifest["dimensions"])
@@ -33,11 +36,13 @@ class OnnxEncoder:
                 "convert it with precision fp32"
             )
         # Basic: further fusions would put the slow operators back that the converter avoids.
-        graphs = (model_dir / "model.onnx", model_dir / "model.padded.onnx")
-        self._large = [open_session(graph, providers, threads, optimize="basic") for graph in graphs]
-        self._small = self._large
-        if threads != 1 and "CUDAExecutionProvider" not in providers:
-            self._small = [open_session(graph, providers, 1, optimize="basic") for graph in graphs]
+        on_cpu = "CUDAExecutionProvider" not in providers
+        self._even, self._padded = (
+            open_session(model_dir / graph, providers, 1 if on_cpu else threads, optimize="basic")
+            for graph in ("model.onnx", "model.padded.onnx")
+        )
+        self._parts = (threads or len(os.sched_getaffinity(0))) if on_cpu else 1
+        self._pool = ThreadPoolExecutor(self._parts, thread_name_prefix="encoder-part")
 
     def check(self, text: Sequence[int]) -> str | None:
         """Say what is wrong with a text that cannot be encoded."""
@@ -51,20 +56,35 @@ class OnnxEncoder:
         """Return float32 ``[n, dimensions]``, in the input's order; the caller owns it. Each text must have passed `check`."""
         if not batch:
             return np.empty((0, self.dimensions), np.float32)
+        parts = min(self._parts, len(batch)) if len(batch) * max(map(len, batch)) > FEW_TOKENS else 1
+        if parts == 1:
+            return self._run(batch)
+        # what is of one length shares a part, as far as that goes: less padding
+        order = sorted(range(len(batch)), key=lambda row: len(batch[row]))
+        cuts = [len(batch) * part // parts for part in range(parts + 1)]
+        rows = [order[first:last] for first, last in itertools.pairwise(cuts)]
+        vectors = np.empty((len(batch), self.dimensions), np.float32)
+        for own, made in zip(
+            rows, self._pool.map(lambda own: self._run([batch[row] for row in own]), rows), strict=True
+        ):
+            vectors[own] = made
+        return vectors
+
+    def _run(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         lengths = np.array([len(text) for text in batch], np.int32)
         longest = int(lengths.max())
         token_ids = np.zeros((len(batch), longest), np.int64)
         for row, text in enumerate(batch):
             token_ids[row, : len(text)] = text
         vectors: NDArray[np.float32]
-        even, padded = self._small if token_ids.size <= FEW_TOKENS else self._large
         if int(lengths.min()) == longest:
-            [vectors] = even.run(["sentence_embedding"], {"input_ids": token_ids})
+            [vectors] = self._even.run(["sentence_embedding"], {"input_ids": token_ids})
         else:
             inputs = {"input_ids": token_ids, "lengths": lengths}
-            [vectors] = padded.run(["sentence_embedding"], inputs)
+            [vectors] = self._padded.run(["sentence_embedding"], inputs)
         return vectors
 
     def close(self) -> None:
         """Give the memory back. The encoder is of no use afterwards."""
-        del self._large, self._small
+        self._pool.shutdown()
+        del self._even, self._padded
