@@ -179,7 +179,7 @@ async def test_what_a_web_process_delivered_is_said_again_and_charged_once(calle
     reader = replies.Reader()
     await reader._tell_progress("0-0")
     event = make_finished(caller.organization_id, "job_1")
-    reader._queues["job_1"] = asyncio.Queue()
+    reader._inboxes["job_1"] = replies.Inbox(asyncio.get_running_loop())
     reader._hand_out({b"0": encode_event(event)})
     client.flushall()
     for _ in range(2):
