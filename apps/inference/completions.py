@@ -301,11 +301,13 @@ def make_sampling(request: CompletionRequest, model: CatalogModel, max_tokens: i
 
 
 async def send(job: GenerateJob | EncodeJob, wait: Wait, plan: PlanLimits, *, held: bool = True) -> None:
-    """Queue an admitted job; if that fails, give back its hold, where it is ``held``. Raises: AiscaleError (BACKEND_UNAVAILABLE)."""
+    """Queue an admitted job; if that fails, give back its hold, where it is ``held``. Raises: AiscaleError (QUEUE_FULL,
+    BACKEND_UNAVAILABLE)."""
     try:
         # from here on the worker may have it: who is interrupted now cancels it
         wait.sent = True
-        await queue.enqueue(job, plan.priority, plan.weight, held=held)
+        limit = min(plan.max_queued or settings.ENV.queue_limit, settings.ENV.queue_limit) if held else None
+        await queue.enqueue(job, plan.priority, plan.weight, held=held, most_queued=limit)
     except AiscaleError:
         wait.sent = False
         await wait.close()

@@ -12,10 +12,12 @@ from django.conf import settings
 
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
+from aiscale.observability import REFUSALS
 from aiscale.wire import codec, keys
 from aiscale.wire.broker import broker_list, make_ticket
 from aiscale.wire.events import Control
 from aiscale.wire.jobs import EncodeJob, GenerateJob
+from apps.spend import refusals
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +29,13 @@ NO_HOLD = -1
 _background: set[asyncio.Task[None]] = set()
 
 
-async def enqueue(job: GenerateJob | EncodeJob, priority: int, weight: int = 1, *, held: bool = True) -> None:
+async def enqueue(
+    job: GenerateJob | EncodeJob, priority: int, weight: int = 1, *, held: bool = True, most_queued: int | None = None
+) -> None:
     """Write the job's record, give it its place, and call a worker: all or nothing. ``held`` is false for what we run at our own cost.
 
-    I/O: one Redis trip. Raises: AiscaleError (BACKEND_UNAVAILABLE); what may have been queued all the same is withdrawn.
+    ``most_queued``: how many may wait, looked at once more: of many that were admitted at the same moment only as many find a place.
+    I/O: one Redis trip. Raises: AiscaleError (QUEUE_FULL, BACKEND_UNAVAILABLE); what may have been queued all the same is withdrawn.
     """
     kind = "generate" if isinstance(job, GenerateJob) else "encode"
     names = [
@@ -60,6 +65,8 @@ async def enqueue(job: GenerateJob | EncodeJob, priority: int, weight: int = 1, 
         " ".join(list_in_flight(job)),
         keys.hold(job.job_id, job.billing.hold_nanousd),
     ]
+    if most_queued is not None:
+        values.append(most_queued)
     try:
         async with asyncio.timeout(REDIS_TIMEOUT_S):
             queued = await redis_clients.run_script_async("enqueue", names, values)
@@ -69,6 +76,10 @@ async def enqueue(job: GenerateJob | EncodeJob, priority: int, weight: int = 1, 
         raise AiscaleError(
             Code.BACKEND_UNAVAILABLE, "The request could not be queued. Try again in a few seconds.", retry_after_s=2
         ) from error
+    if isinstance(queued, list):
+        waiting, again_in_ms = map(int, queued)
+        REFUSALS.labels(Code.QUEUE_FULL.value).inc()
+        raise refusals.make_queue_full(job.model, job.billing.plan, waiting, again_in_ms)
     if queued == NO_HOLD:
         log.warning("a job is not queued: its hold is gone", extra={"job_id": job.job_id})
         raise redis_clients.unavailable()

@@ -197,6 +197,13 @@ def _too_many_in_flight(refusal: Refusal) -> tuple[str, float | None]:
     ), 1.0
 
 
+def make_queue_full(model: str, plan: str, waiting: int, retry_ms: int) -> AiscaleError:
+    """Refuse a request that was admitted and found no place in the queue."""
+    facts = {"why": "depth", "waiting": str(waiting), "retry_ms": str(retry_ms)}
+    refusal = Refusal(code=Code.QUEUE_FULL, rate=(), facts=facts, model=model, plan=plan, now_ms=periods.now_ms())
+    return make_error(refusal)
+
+
 def _queue_full(refusal: Refusal) -> tuple[str, float | None]:
     facts = refusal.facts
     retry_ms = max(int(facts["retry_ms"]), 1000)

@@ -1,6 +1,7 @@
 """Rivals placed exactly before and after the steps between admission and the end of a job."""
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -92,6 +93,26 @@ async def test_who_leaves_while_the_job_is_queued_leaves_nothing_behind(
     await until(is_over)
     assert claim(redis_client) == {} and list_lanes(redis_client) == []
     assert all(event.finish_reason == "cancelled" for event in list_ends(redis_client))
+
+
+async def test_a_burst_that_was_admitted_together_does_not_pass_the_queues_limit(
+    cast: Cast, redis_client: Redis, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    """All pass the gate before the first of them waits; then only as many find a place as may wait, and the others hold nothing."""
+    settings.ENV = dataclasses.replace(settings.ENV, queue_limit=3)
+    original, admitted = queue.enqueue, asyncio.Barrier(8)
+
+    async def enqueue(*values: Any, **options: Any) -> None:
+        await admitted.wait()
+        await original(*values, **options)
+
+    monkeypatch.setattr(queue, "enqueue", enqueue)
+    outcomes = await asyncio.gather(*(start(cast) for _ in range(8)), return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, AiscaleError)]
+    assert len(refused) == 5 and redis_client.zcard(keys.queue_depth("smollm2-135m-instruct")) == 3
+    assert {error.code for error in refused} == {Code.QUEUE_FULL} and all(error.retry_after_s for error in refused)
+    scope = f"organization:{cast.organization.public_id}"
+    await until(lambda: redis_client.zcard(keys.holds(scope)) == 3 == redis_client.zcard(keys.in_flight(scope)))
 
 
 async def test_an_order_to_queue_that_nobody_answers_is_withdrawn(
