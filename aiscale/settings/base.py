@@ -53,6 +53,7 @@ MIDDLEWARE = [
     "servestatic.middleware.ServeStaticMiddleware",
     "aiscale.security.ContentSecurityPolicyMiddleware",
     "aiscale.outage.OutageMiddleware",
+    "aiscale.odd_input.OddInputMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
