@@ -1,6 +1,5 @@
 """Route every connection: the inference API before Django, WebSockets to the chat, all else to Django."""
 
-import gc
 import os
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aiscale.settings.base")
@@ -11,15 +10,13 @@ from django.core.asgi import get_asgi_application
 django_application = get_asgi_application()
 
 import aiscale.celery  # noqa: E402, F401  # loaded now, and not by the first request
+from aiscale import heap  # noqa: E402
 from aiscale import redis as redis_clients  # noqa: E402
 from aiscale.wire import metrics  # noqa: E402
 from apps.chat.routing import websocket_application  # noqa: E402
 from apps.gateway.asgi import GatewayApplication  # noqa: E402
 
-# what is loaded by now stays: without this, the collector walks through all of it again and again, for a quarter of the time of a token
-gc.collect()
-gc.freeze()
-gc.set_threshold(10_000, 20, 50)
+heap.settle()
 
 application = ProtocolTypeRouter(
     {

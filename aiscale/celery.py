@@ -9,6 +9,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aiscale.settings.base")
 
 from django.conf import settings
 
+from aiscale import heap
 from aiscale import redis as redis_clients
 from aiscale.wire import metrics
 from aiscale.wire.broker import BROKER_OPTIONS
@@ -34,8 +35,9 @@ app.conf.beat_schedule = {
 app.autodiscover_tasks(["apps.accounts", "apps.spend", "apps.inference", "apps.gateway", "apps.chat"])
 
 
-def _report_metrics(**_: object) -> None:
+def _begin(**_: object) -> None:
+    heap.settle()
     metrics.start_reporting("tasks", redis_clients.get_sync)
 
 
-worker_ready.connect(_report_metrics)
+worker_ready.connect(_begin)

@@ -8,6 +8,7 @@ from typing import Any
 from celery import bootsteps
 from celery.signals import worker_shutting_down
 
+from aiscale import heap
 from aiscale.wire.keys import celery_queue
 from workers import serving
 
@@ -29,6 +30,7 @@ class ServingStep(bootsteps.StartStopStep):  # type: ignore[misc]
         global _worker
         _worker = worker
         serving.open_serving()
+        heap.settle()
 
     def stop(self, worker: Any) -> None:
         serving.close_serving()

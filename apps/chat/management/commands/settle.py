@@ -9,6 +9,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
+from aiscale import heap
 from aiscale import redis as redis_clients
 from aiscale.wire import metrics
 from apps.chat import departures, transcripts
@@ -37,6 +38,7 @@ class Command(BaseCommand):
         threads = [
             threading.Thread(target=_keep_up, args=(name, work, stop), name=name) for name, work in WORKS.items()
         ]
+        heap.settle()
         metrics.start_reporting("settlement", redis_clients.get_sync)
         for thread in threads:
             thread.start()
