@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import random
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import msgspec
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from aiscale.wire.manifest import MANIFEST_FILE, TOKENIZER_FILE, list_manifests
+from aiscale.wire.manifest import MANIFEST_FILE, TOKENIZER_FILE, list_manifests, read_manifest
 from workers.artifacts import build
 from workers.artifacts.__main__ import main
 from workers.artifacts.errors import ArtifactError
@@ -69,6 +71,26 @@ def test_narrow_imports_are_compared_with_fp32(
     assert size.startswith("size: ") and "the likeliest token is fp32's for" in told
     assert made.manifest.batch_invariant == (precision != "int4")
     assert not list((tmp_path / "models").glob(".work-*"))
+
+
+def test_the_real_smollm2_is_imported(tmp_path: Path, smollm2_gguf: Path, smollm2_dir: Path) -> None:
+    """98 MB of Q4_1 and Q8_0, a vocabulary of 49,152: to the bit what the bundled model computes, and as good as fp32, as it says."""
+    made = import_model(tmp_path / "models", smollm2_gguf, "smollm2", "int8")
+    bundled = read_manifest(smollm2_dir)
+    for fact in ("files", "file_sizes_bytes", "name", "source", "license"):
+        bundled = msgspec.structs.replace(bundled, **{fact: getattr(made.manifest, fact)})
+    assert made.manifest == bundled and made.manifest.chat_template and made.manifest.batch_invariant
+    assert (made.directory / TOKENIZER_FILE).read_bytes() == (smollm2_dir / TOKENIZER_FILE).read_bytes()
+    size, quality = made.report
+    found = re.fullmatch(r"size: ([\d.]+) MB, fp32 ([\d.]+) MB", size)
+    assert found is not None and 3 * float(found[1]) < float(found[2])
+    told = re.search(r"perplexity ([\d.]+) over (\d+) tokens .* fp32 ([\d.]+); .* fp32's for ([\d.]+)%", quality)
+    assert told is not None, quality
+    perplexity, tokens, fp32, agreement = map(float, told.groups())
+    assert tokens > 500 and perplexity < 1.02 * fp32 and agreement > 90
+    theirs = OnnxRunner(smollm2_dir, slots=1, context_tokens=64, providers=[CPU], threads=1)
+    np.testing.assert_array_equal(compute(made), theirs.prefill(0, np.array(PROMPT), 0))
+    theirs.close()
 
 
 def test_a_converted_folder_is_taken_as_it_is(tmp_path: Path, tiny_llama: Any) -> None:

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from workers.artifacts import sentencepiece_bpe
 from workers.artifacts.errors import ConversionError
-from workers.artifacts.gguf_decoder import open_file, read_field
+from workers.artifacts.gguf_file import GgufFile, first_line, open_file
 from workers.artifacts.vocabulary import END_WORDS, MAX_TEMPLATE_CHARS, Vocabulary
 
 _SPECIAL_TYPES = (int(gguf.TokenType.CONTROL), int(gguf.TokenType.USER_DEFINED))
@@ -26,31 +26,36 @@ def convert_tokenizer(source: Path, target: Path) -> Vocabulary:
 
     I/O: reads the source's metadata, writes the target. Raises: ConversionError for a vocabulary of another kind.
     """
-    reader = open_file(source)
-    kind = read_field(reader, "tokenizer.ggml.model")
-    tokens: list[str] = read_field(reader, "tokenizer.ggml.tokens")
-    types: list[int] = read_field(reader, "tokenizer.ggml.token_type", [int(gguf.TokenType.NORMAL)] * len(tokens))
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens) or len(types) != len(tokens):
-        raise ConversionError("the GGUF file lists a token twice; it is damaged")
-    build = {"gpt2": _build_byte_level, "llama": _build_sentencepiece}.get(kind)
+    return write(open_file(source), target)
+
+
+def write(file: GgufFile, target: Path) -> Vocabulary:
+    """Write the tokenizer of a file that is open. I/O: writes the target. Raises: as `convert_tokenizer`."""
+    kind = file.read("tokenizer.ggml.model")
+    build = {"gpt2": _build_byte_level, "llama": _build_sentencepiece}.get(kind) if isinstance(kind, str) else None
     if build is None:
         raise ConversionError(
             f"the GGUF file's tokenizer is of kind {str(kind)[:40]!r}; byte-level BPE (gpt2) and SentencePiece BPE (llama) are converted"
         )
+    tokens: list[str] = file.read("tokenizer.ggml.tokens")
     try:
-        tokenizer = build(reader, tokens, types)
+        types: list[int] = file.read("tokenizer.ggml.token_type", [int(gguf.TokenType.NORMAL)] * len(tokens))
+        vocabulary = {token: index for index, token in enumerate(tokens)}
+        if len(vocabulary) != len(tokens) or len(types) != len(tokens):
+            raise ConversionError("the GGUF file lists a token twice; it is damaged")
+        tokenizer = build(file, tokens, types)
+        made = _vocabulary(file, tokens, vocabulary)
     except ConversionError:
         raise
     except Exception as error:  # the library raises nothing narrower
-        raise ConversionError(f"the GGUF file's vocabulary cannot be used: {str(error)[:150]}") from error
+        raise ConversionError(f"the GGUF file's vocabulary cannot be used: {first_line(error)}") from error
     tokenizer.save(str(target), pretty=False)
-    return _vocabulary(reader, tokens, vocabulary)
+    return made
 
 
-def _build_byte_level(reader: Any, tokens: list[str], types: list[int]) -> Tokenizer:
-    merges = [tuple(merge.split(" ", 1)) for merge in read_field(reader, "tokenizer.ggml.merges")]
-    cut = read_field(reader, "tokenizer.ggml.pre", "default")
+def _build_byte_level(file: GgufFile, tokens: list[str], types: list[int]) -> Tokenizer:
+    merges = [tuple(merge.split(" ", 1)) for merge in file.read("tokenizer.ggml.merges")]
+    cut = file.read("tokenizer.ggml.pre", "default")
     tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = _pre_tokenizer(cut)
     if cut in _NORMALIZED:
@@ -61,17 +66,15 @@ def _build_byte_level(reader: Any, tokens: list[str], types: list[int]) -> Token
     return tokenizer
 
 
-def _build_sentencepiece(reader: Any, tokens: list[str], types: list[int]) -> Tokenizer:
-    prefix_space = bool(read_field(reader, "tokenizer.ggml.add_space_prefix", True))
-    return sentencepiece_bpe.build(
-        tokens, read_field(reader, "tokenizer.ggml.scores"), types, prefix_space=prefix_space
-    )
+def _build_sentencepiece(file: GgufFile, tokens: list[str], types: list[int]) -> Tokenizer:
+    prefix_space = bool(file.read("tokenizer.ggml.add_space_prefix", True))
+    return sentencepiece_bpe.build(tokens, file.read("tokenizer.ggml.scores"), types, prefix_space=prefix_space)
 
 
-def _vocabulary(reader: Any, tokens: list[str], vocabulary: dict[str, int]) -> Vocabulary:
-    eos = int(read_field(reader, "tokenizer.ggml.eos_token_id"))
-    bos = int(read_field(reader, "tokenizer.ggml.bos_token_id", -1))
-    template = str(read_field(reader, "tokenizer.chat_template", ""))
+def _vocabulary(file: GgufFile, tokens: list[str], vocabulary: dict[str, int]) -> Vocabulary:
+    eos = int(file.read("tokenizer.ggml.eos_token_id"))
+    bos = int(file.read("tokenizer.ggml.bos_token_id", -1))
+    template = str(file.read("tokenizer.chat_template", ""))
     if not 0 <= eos < len(tokens) or bos >= len(tokens) or len(template) > MAX_TEMPLATE_CHARS:
         raise ConversionError(
             "the GGUF file names a first or last token that does not exist, or a chat template without end"

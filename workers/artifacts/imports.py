@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ from workers.artifacts import (
 from workers.artifacts.calibration import read_sample
 from workers.artifacts.decoder import DecoderShape, Precision
 from workers.artifacts.errors import ArtifactError, ConversionError, DamagedModel
+from workers.artifacts.gguf_file import GgufFile, open_file
 from workers.artifacts.onnx_decoder import OnnxWeights
 from workers.artifacts.onnx_tensors import OnnxTensors
 from workers.artifacts.safetensors_decoder import CONFIG_FILE, SafetensorsWeights
@@ -133,14 +135,18 @@ class _GgufSource:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @cached_property
+    def _file(self) -> GgufFile:
+        return open_file(self.path)
+
     def read_shape(self) -> DecoderShape:
-        return gguf_decoder.read_shape(gguf_decoder.open_file(self.path))
+        return gguf_decoder.read_shape(self._file)
 
     def write(self, shape: DecoderShape, target: Path, precision: Precision, large: WeightFile) -> None:
-        gguf_decoder.convert(self.path, target, precision, large)
+        gguf_decoder.write(self._file, target, precision, large)
 
     def write_tokenizer(self, target: Path) -> Vocabulary:
-        return gguf_tokenizer.convert_tokenizer(self.path, target)
+        return gguf_tokenizer.write(self._file, target)
 
 
 class _FolderSource:
