@@ -3,7 +3,8 @@
 An event loop takes all that comes, and everybody waits for everybody: at ten times the load that it holds, all answers take seconds. So a
 request has a place from its first step until it is answered, or until it waits for somebody else (a worker, an upstream). The places are
 as many as can be finished within `AISCALE_BUSY_MS` at the pace that this process was seen to keep: no figure to tune for a machine. A
-short burst gets more of them than a crowd that stays. See ``aiscale/decisions/0052-say-no-early.md``.
+short burst gets more of them than a crowd that stays. From the first refusal on there are only as many as keep the process at work: more
+would answer nobody sooner, and let the refusals wait for a long turn of the loop. See ``aiscale/decisions/0052-say-no-early.md``.
 """
 
 import time
@@ -21,6 +22,10 @@ BURST = 256
 """Places of a process that was not crowded all through the last epoch."""
 FLOOR = 64
 """Fewer requests than these are no crowd, and get their places whatever the pace."""
+SHEDDING_SHARE, SHEDDING_FLOOR = 1 / 15, 8
+"""What part of the places there is while requests are refused, and how many at the least."""
+FEW_REFUSED, MUCH_IDLE = 0.1, 0.25
+"""An epoch that refused a smaller part of its requests, or had nothing to do for more of its time, lets more in: the crowd is going."""
 
 
 class Epoch:
@@ -58,7 +63,10 @@ class Crowd:
         self._within_s, self._clock = within_s, clock
         self._epochs = deque([Epoch()])
         self._began = clock()
-        self._finished = self._fewest = 0
+        self._finished = self._fewest = self._begun = self._refused = 0
+        self._idle_since, self._idle_s = self._began, 0.0
+        self.is_shedding = False
+        """Whether requests are refused until the crowd is gone."""
         self.count = 0
         """How many are worked on."""
         self.places = BURST
@@ -69,7 +77,13 @@ class Crowd:
         if now_s - self._began >= EPOCH_S:
             self._turn(now_s)
         if self.count >= self.places and self._within_s:
+            if not self.is_shedding:
+                self._begin_shedding(now_s - self._began)
+            self._refused += 1
             return None
+        self._begun += 1
+        if not self.count:
+            self._idle_s += now_s - self._idle_since
         epoch = self._epochs[-1]
         epoch.unfinished += 1
         self.count += 1
@@ -80,20 +94,41 @@ class Crowd:
         epoch.unfinished -= 1
         if epoch.is_counted:
             self.count -= 1
+            if not self.count:
+                self._idle_since = self._clock()
         self._finished += 1
         self._fewest = min(self._fewest, self.count)
+
+    def _begin_shedding(self, elapsed_s: float) -> None:
+        """Leave few places, now and not at the epoch's end."""
+        self.is_shedding = True
+        self.places = self._count_few(max(elapsed_s, EPOCH_S / 10))
+
+    def _count_few(self, elapsed_s: float) -> int:
+        return max(SHEDDING_FLOOR, int(self._finished / elapsed_s * self._within_s * SHEDDING_SHARE))
 
     def _turn(self, now_s: float) -> None:
         """Begin an epoch: count anew, and learn how many places there are from the one that ends."""
         elapsed_s = now_s - self._began
-        is_crowded = self._fewest >= FLOOR
-        self.places = max(FLOOR, int(self._finished / elapsed_s * self._within_s)) if is_crowded else BURST
+        if not self.count:
+            self._idle_s += now_s - self._idle_since
+        few = self._refused < FEW_REFUSED * (self._refused + self._begun)
+        if self.is_shedding and not few and self._idle_s < MUCH_IDLE * elapsed_s:
+            self.places = self._count_few(elapsed_s)
+        elif self.is_shedding and self._refused and self.places < BURST:
+            self.places *= 2
+        else:
+            self.is_shedding = False
+            is_crowded = self._fewest >= FLOOR
+            self.places = max(FLOOR, int(self._finished / elapsed_s * self._within_s)) if is_crowded else BURST
         self._epochs.append(Epoch())
         if len(self._epochs) > KEPT_EPOCHS:
             oldest = self._epochs.popleft()
             oldest.is_counted = False
             self.count -= oldest.unfinished
         self._began, self._finished, self._fewest = now_s, 0, self.count
+        self._begun = self._refused = 0
+        self._idle_since, self._idle_s = now_s, 0.0
 
 
 _crowd: Crowd | None = None

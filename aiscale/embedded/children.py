@@ -34,6 +34,8 @@ class Child:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout_s: float = 10.0
     servant: pwd.struct_passwd | None = None
+    niceness: int = 0
+    """How far it stands back for the others where all want a core, 0 to 19."""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     back_off_s: float = FIRST_BACK_OFF_S
     started_at: float = 0.0
@@ -55,6 +57,9 @@ class Child:
                 start_new_session=True,
                 preexec_fn=make_preparation(self.stop_signal, self.servant),
             )
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            # it has a single thread yet: those that it starts inherit this
+            os.setpriority(os.PRIO_PROCESS, self.process.pid, self.niceness)
         self.started_at = time.monotonic()
         with contextlib.suppress(psutil.Error):
             created = psutil.Process(self.process.pid).create_time()

@@ -30,6 +30,8 @@ READY_TIMEOUT_S = 180.0
 BACKLOG = 4096
 MAX_CONNECTIONS, FILES_BESIDE = 16_384, 512
 """Connections of a web process, and the files that it has open besides."""
+WORKER_NICENESS = 5
+"""On a machine that all share, the web goes first: a model's step takes a little longer, and no token and no refusal waits for a core."""
 ADMIN_EMAIL = "admin@localhost"
 
 
@@ -149,8 +151,16 @@ def make_children(env: Env) -> list[Child]:
         "tasks@%h",
     ]
     return [
-        _make_child(env, "worker", [*celery, "-A", "workers.celery", "worker", *worker, *common], stop_timeout_s=15),
-        _make_child(env, "tasks", [*celery, "-A", "aiscale.celery", "worker", *tasks, *common]),
+        _make_child(
+            env,
+            "worker",
+            [*celery, "-A", "workers.celery", "worker", *worker, *common],
+            stop_timeout_s=15,
+            niceness=WORKER_NICENESS,
+        ),
+        _make_child(
+            env, "tasks", [*celery, "-A", "aiscale.celery", "worker", *tasks, *common], niceness=WORKER_NICENESS
+        ),
         _make_child(env, "settlement", [python, "manage.py", "settle"]),
         _make_child(env, "web", [python, "-m", "granian", *web, "aiscale.asgi:application"]),
     ]
@@ -169,7 +179,7 @@ def count_connections() -> int:
     return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(min(MAX_CONNECTIONS, soft - FILES_BESIDE), 256)
 
 
-def _make_child(env: Env, name: str, argv: list[str], stop_timeout_s: float = 10.0) -> Child:
+def _make_child(env: Env, name: str, argv: list[str], stop_timeout_s: float = 10.0, niceness: int = 0) -> Child:
     return Child(
         name=name,
         argv=argv,
@@ -178,6 +188,7 @@ def _make_child(env: Env, name: str, argv: list[str], stop_timeout_s: float = 10
         environ={**os.environ, "AISCALE_DATA_DIR": str(env.data_dir), "PYTHONUNBUFFERED": "1"},
         cwd=ROOT_DIR,
         stop_timeout_s=stop_timeout_s,
+        niceness=niceness,
     )
 
 

@@ -25,6 +25,8 @@ class Result:
 
     latencies_s: "dict[int, array[float]]" = field(default_factory=dict)
     levels: Counter[str] = field(default_factory=Counter)
+    waits_s: "dict[int, array[float]]" = field(default_factory=dict)
+    """The same from when the request was sent, which under an open load is later than when it was due where all connections are busy."""
     late: int = 0
     """Requests of an open load that found no free connection when they were due: they were sent later, and their wait counts."""
     broken: int = 0
@@ -47,22 +49,23 @@ class Result:
     def failed(self) -> int:
         return self.count - self.answered + self.broken
 
-    def percentile_ms(self, percent: float, statuses: Iterable[int] = (200,)) -> float:
+    def percentile_ms(self, percent: float, statuses: Iterable[int] = (200,), *, from_sent: bool = False) -> float:
         """Return the latency that so many percent of the answers with these statuses stay below."""
-        ordered = sorted(value for status in statuses for value in self.latencies_s.get(status, ()))
+        seen = self.waits_s if from_sent else self.latencies_s
+        ordered = sorted(value for status in statuses for value in seen.get(status, ()))
         return 1000 * ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)] if ordered else 0.0
 
 
 class Connection:
     """Hold one connection, and the answer that it is waiting for."""
 
-    __slots__ = ("buffer", "due_s", "is_busy", "socket", "wanted")
+    __slots__ = ("buffer", "due_s", "is_busy", "sent_s", "socket", "wanted")
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.socket = socket.create_connection(address)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
-        self.buffer, self.due_s, self.is_busy, self.wanted = b"", 0.0, False, 0
+        self.buffer, self.due_s, self.sent_s, self.is_busy, self.wanted = b"", 0.0, 0.0, False, 0
 
 
 class Generator:
@@ -116,6 +119,7 @@ class Generator:
 
     def _ask(self, connection: Connection, due_s: float) -> None:
         connection.due_s, connection.buffer, connection.is_busy, connection.wanted = due_s, b"", True, 0
+        connection.sent_s = time.perf_counter()
         try:
             connection.socket.send(next(self._requests))
         except OSError:
@@ -152,10 +156,9 @@ class Generator:
         if len(buffer) < connection.wanted or not connection.is_busy:
             return False
         status = int(buffer[9:12])
-        seen = self.result.latencies_s.get(status)
-        if seen is None:
-            seen = self.result.latencies_s[status] = array("d")
-        seen.append(time.perf_counter() - connection.due_s)
+        now = time.perf_counter()
+        self.result.latencies_s.setdefault(status, array("d")).append(now - connection.due_s)
+        self.result.waits_s.setdefault(status, array("d")).append(now - connection.sent_s)
         level = buffer.find(LEVEL, 0, connection.wanted)
         if level >= 0:
             self.result.levels[buffer[level + len(LEVEL) : buffer.find(b"\r", level + 2)].strip().decode()] += 1

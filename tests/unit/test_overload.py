@@ -1,6 +1,6 @@
 """A process takes as many requests as it can finish soon, at the pace it was seen to keep, and says no to the rest (D1)."""
 
-from aiscale.overload import BURST, EPOCH_S, FLOOR, KEPT_EPOCHS, Crowd, Place
+from aiscale.overload import BURST, EPOCH_S, KEPT_EPOCHS, SHEDDING_FLOOR, Crowd, Place
 
 
 class Server:
@@ -11,14 +11,15 @@ class Server:
         self.crowd = Crowd(within_s, lambda: self.now_s)
         self.begun: list[tuple[float, Place]] = []
         self.waits_s: list[float] = []
-        self.refused = 0
+        self.refused = self.asked = 0
         self._step_s = 1 / per_second
 
-    def run(self, seconds: float, arrivals_per_second: float) -> None:
+    def run(self, seconds: float, arrivals_per_second: float, together: int = 1) -> None:
         ends_at, due_s = self.now_s + seconds, self.now_s
         while self.now_s < ends_at:
             while due_s <= self.now_s:
-                due_s += 1 / arrivals_per_second
+                self.asked += 1
+                due_s += together / arrivals_per_second if self.asked % together == 0 else 0
                 place = self.crowd.enter()
                 if place is None:
                     self.refused += 1
@@ -40,7 +41,7 @@ def test_ten_times_the_load_leaves_answers_fast_and_refuses_the_rest() -> None:
     assert server.refused > 85_000
     assert len(server.waits_s) > 9_500, "what can be answered is answered"
     settled = server.waits_s[1_500:]
-    assert max(settled) < 0.2, "and soon"
+    assert max(settled) < 0.02, "and soon"
     server.run(2, 900)
     refused = server.refused
     server.run(2, 900)
@@ -53,7 +54,28 @@ def test_a_slow_machine_has_fewer_places_and_a_fast_one_more() -> None:
         server = Server(per_second=pace)
         server.run(5, 10 * pace)
         places.append(server.crowd.places)
-    assert places[0] == FLOOR and 130 < places[1] < 170 and 550 < places[2] < 650
+    assert places[0] == SHEDDING_FLOOR and 8 <= places[1] <= 11 and 36 <= places[2] <= 42
+
+
+def test_many_who_ask_again_as_soon_as_they_are_answered_are_served() -> None:
+    server = Server(per_second=3_000)
+    for _ in range(240):
+        place = server.crowd.enter()
+        assert place is not None
+        server.begun.append((server.now_s, place))
+    server.run(5, 2_999)
+    assert server.refused == 0, "240 at 3,000 a second wait for 80 ms"
+
+
+def test_a_load_that_can_be_borne_is_borne_again_after_a_crowd() -> None:
+    server = Server(per_second=1_000)
+    server.run(3, 10_000)
+    assert server.crowd.is_shedding
+    # in handfuls, that are more than there were places in the crowd
+    server.run(4, 900, together=30)
+    refused = server.refused
+    server.run(10, 900, together=30)
+    assert server.refused == refused and not server.crowd.is_shedding
 
 
 def test_a_burst_after_a_pause_finds_room() -> None:
