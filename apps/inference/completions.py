@@ -195,12 +195,26 @@ async def compute(
 
 
 async def prepare(request: CompletionRequest, caller: Caller, model: CatalogModel) -> Prepared:
-    """Check a request for our own workers, and turn its prompt into tokens. I/O: none once warm. Raises: AiscaleError."""
+    """Check a request for our own workers, and turn its prompt into tokens; what a canary cannot take is for the main version.
+
+    I/O: none once warm. Raises: AiscaleError.
+    """
     plan = await callers.get_plan(caller.plan)
     model, plan = lanes.apply(caller, model, plan)
     job_id = request.job_id or lanes.name_job(request.request_id)
+    holds_ids = request.prompt_token_ids is not None or bool(request.logit_bias)
+    chosen = await traffic.choose_version(model, job_id, holds_ids=holds_ids)
+    try:
+        return await _prepare_for(chosen, plan, request)
+    except AiscaleError:
+        if chosen.version == model.version:
+            raise
+        # another template, vocabulary or context: nobody asked for those
+        return await _prepare_for(model, plan, request)
+
+
+async def _prepare_for(model: CatalogModel, plan: PlanLimits, request: CompletionRequest) -> Prepared:
     prompt = request.prompt_token_ids
-    model = await traffic.choose_version(model, job_id, came_as_ids=prompt is not None)
     if prompt is None:
         prompt = await prompts.build_prompt(model, request.messages, request.tools)
     param = "messages" if request.prompt_token_ids is None else "prompt"

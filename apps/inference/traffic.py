@@ -51,11 +51,11 @@ class Health:
 # --- a request's way ---------------------------------------------------------------------------------------------------------------
 
 
-async def choose_version(model: CatalogModel, job_id: str, *, came_as_ids: bool = False) -> CatalogModel:
+async def choose_version(model: CatalogModel, job_id: str, *, holds_ids: bool = False) -> CatalogModel:
     """Return the model in the version that a job is for. The same job always gets the same, unless the weights change.
 
-    A canary gets requests once every worker of the model has loaded it, and its files are here. A prompt of token ids, which are the
-    main version's (``came_as_ids``), goes to a canary whose tokenizer is the same file.
+    A canary gets requests once every worker of the model has loaded it, and its files are here. What holds token ids (``holds_ids``: in its
+    prompt or its logit_bias), which are the main version's, goes to a canary whose tokenizer is the same file.
 
     I/O: none without a canary; with one, as `presence.map_served`.
     """
@@ -70,7 +70,7 @@ async def choose_version(model: CatalogModel, job_id: str, *, came_as_ids: bool 
         if share < canary.weight:
             ready = bool(workers) and all(canary.version in versions for versions in workers)
             changed = msgspec.structs.replace(model, version=canary.version, context_tokens=canary.context_tokens)
-            return changed if ready and _can_read(changed, model if came_as_ids else None) else model
+            return changed if ready and _can_read(changed, model if holds_ids else None) else model
         share -= canary.weight
     return model
 

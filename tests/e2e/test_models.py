@@ -64,3 +64,30 @@ def test_an_imported_model_and_its_versions(healthy: Stack, client: OpenAI, impo
     healthy.manage("model_traffic", NAME, "--roll-back", "--reason", "It is no better")
     wait_until(lambda: chat().system_fingerprint == first.system_fingerprint, 30)
     assert chat().choices[0].message.content == first.choices[0].message.content
+
+
+def test_a_canary_may_have_words_of_its_own(healthy: Stack, client: OpenAI, imported: Path) -> None:
+    """Another vocabulary, with other numbers for the same words: texts go to both versions, each in its own tokens; ids to the main one."""
+    wait_until(lambda: healthy.get_ready()[0] == 200, 60, healthy.read_logs)
+    main = client.models.retrieve(NAME).model_dump()["aiscale"]["version"]
+    other = TinyLlama(architecture="qwen3", merges=("t e", "te a", "Ġ h", "o u"))
+    healthy.manage("import_model", str(other.write_gguf(imported.with_name("o.gguf"))), "--name", NAME)
+    canary = next(path.name for path in (healthy.models_dir / NAME).iterdir() if path.name != main)
+    healthy.manage("model_traffic", NAME, "--canary", canary, "--weight", "60")
+
+    headers = {"cache-control": "no-cache, no-store"}
+    asked: dict[str, Any] = {"model": NAME, "max_tokens": 4, "temperature": 0, "extra_headers": headers}
+
+    def chat(**more: Any) -> tuple[str, int, str]:
+        answer = client.chat.completions.create(messages=[{"role": "user", "content": "hello tea"}], **asked, **more)
+        assert answer.usage is not None
+        text = answer.choices[0].message.content or ""
+        return (answer.system_fingerprint or "").removeprefix("fp_"), answer.usage.prompt_tokens, text
+
+    wait_until(lambda: chat()[0] == canary, 60, healthy.read_logs)
+    found = {chat() for _ in range(24)}
+    assert {each[:2] for each in found} == {(main, 6), (canary, 7)}, "hel-l-o- t-e-a, and h-e-l-l-o- -tea"
+    assert len(found) == 2, "each says the same each time"
+    assert {chat(logit_bias={"7": 1})[0] for _ in range(8)} == {main}
+    by_ids = [client.completions.create(prompt=[5, 6, 7], **asked).system_fingerprint for _ in range(8)]
+    assert set(by_ids) == {f"fp_{main}"}

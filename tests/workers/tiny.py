@@ -30,11 +30,13 @@ class TinyLlama:
     tied: bool = False
     architecture: str = "llama"
     """llama, qwen2 (biases of q, k and v) or qwen3 (heads of q and k are normalized)."""
+    merges: tuple[str, ...] = ("h e", "he l", "Ġ t")
 
     @property
     def words(self) -> list[str]:
+        merged = [merge.replace(" ", "") for merge in self.merges]
         letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-        return ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "Ġ", "Ċ", *letters, "he", "hel", "Ġt", *"0123456789"]
+        return ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "Ġ", "Ċ", *letters, *merged, *"0123456789"]
 
     def weights(self, seed: int = 7) -> dict[str, NDArray[np.float32]]:
         rng = np.random.default_rng(seed)
@@ -87,7 +89,7 @@ class TinyLlama:
         writer.add_tokenizer_pre("smollm")
         writer.add_token_list(self.words)
         writer.add_token_types([3, 3, 3] + [1] * (len(self.words) - 3))
-        writer.add_token_merges(["h e", "he l", "Ġ t"])
+        writer.add_token_merges(list(self.merges))
         writer.add_bos_token_id(1)
         writer.add_eos_token_id(2)
         writer.add_chat_template("{% for message in messages %}{{ message['content'] }}{% endfor %}")

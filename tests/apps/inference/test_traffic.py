@@ -23,6 +23,7 @@ from apps.accounts.models import AuditEvent, User
 from apps.inference import catalog, completions, presence, prompts, traffic
 from apps.inference.completions import CompletionRequest
 from apps.inference.models import Model, ModelVersion
+from apps.inference.prompts import ChatMessage
 from apps.spend import settlement, webhooks
 from tests.apps.conftest import Cast
 from tests.apps.spend.cast import make_finished
@@ -89,19 +90,13 @@ async def test_what_only_the_main_version_can_read_goes_to_it(
     tell_presence(redis_url, [staged.version, NEW])
     assert (await spread(50)).get(NEW, 0) > 40
 
-    async def send(job_id: str) -> str:
-        request = CompletionRequest(
-            request_id=job_id,
-            source="api",
-            model=MODEL,
-            messages=[],
-            prompt_token_ids=[5, 6],
-            max_tokens=2,
-            job_id=job_id,
-        )
+    async def send(job_id: str, **asked: Any) -> str:
+        asked = {"messages": [], "prompt_token_ids": [5, 6], "max_tokens": 2} | asked
+        request = CompletionRequest(request_id=job_id, source="api", model=MODEL, job_id=job_id, **asked)
         async with await completions.start(request, cast.caller) as run:
             return run.model_version
 
+    words: Any = {"messages": [ChatMessage(role="user", content="tea " * 20)], "prompt_token_ids": None}
     assert {await send(f"job_alike{number}") for number in range(3)} == {NEW}, "the same tokenizer, the same ids"
     main = files.resolve()
     await on_thread(files.unlink)
@@ -109,6 +104,17 @@ async def test_what_only_the_main_version_can_read_goes_to_it(
     prompts._load.cache_clear()
     assert (await spread(50)).get(NEW, 0) > 40, "texts are written in the canary's own words"
     assert {await send(f"job_unlike{number}") for number in range(3)} == {staged.version}
+    biased = words | {"logit_bias": {7: 5.0}}
+    assert {await send(f"job_biased{number}", **biased) for number in range(3)} == {staged.version}, "ids of its words"
+    assert {await send(f"job_worded{number}", **words) for number in range(3)} == {NEW}
+    long = words | {"messages": [ChatMessage(role="user", content="tea " * 200)]}
+    assert {await send(f"job_long{number}", **long) for number in range(3)} == {staged.version}, (
+        "100 tokens are its most"
+    )
+    said = json.loads((files / "manifest.json").read_text()) | {"chat_template": None}
+    (files / "manifest.json").write_text(json.dumps(said))
+    prompts._load.cache_clear()
+    assert {await send(f"job_chat{number}", **words) for number in range(3)} == {staged.version}, "it takes no chats"
     await on_thread(lambda: shutil.rmtree(files))
     prompts._load.cache_clear()
     assert await spread(50) == {staged.version: 50}
