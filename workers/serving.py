@@ -263,7 +263,7 @@ def _choose_providers() -> list[str]:
 def _open_encoder(directory: Path, manifest: Manifest, providers: list[str]) -> Any:
     if ENV.engine_runner == "fake":
         return FakeClassifier(manifest.labels) if manifest.kind == "classify" else FakeEncoder(manifest.dimensions)
-    if manifest.kind == "classify":
+    if manifest.reads == "characters":
         from workers.engine.moderation import ModerationEncoder
 
         return ModerationEncoder(directory, providers, ENV.engine_threads)

@@ -8,7 +8,7 @@ from apps.accounts import callers
 from apps.accounts.callers import Caller
 from apps.gateway.dialects import ANTHROPIC
 from apps.gateway.exchange import Exchange
-from apps.inference import catalog, prompts
+from apps.inference import catalog, moderation, prompts
 from apps.inference.catalog import CatalogModel
 
 
@@ -62,7 +62,7 @@ def describe_capabilities(model: CatalogModel) -> dict[str, Any]:
         return {**facts, "dimensions": model.dimensions, "endpoints": ["embeddings"]}
     chats = ["chat.completions", "responses", "messages"] if model.takes_chats else []
     if model.kind == "classify":
-        return {**facts, "endpoints": ["moderations"]}
+        return {**facts, "labels": find_labels(model), "endpoints": ["moderations"]}
     formats = ["text", "json_object", "json_schema"]
     return {
         **facts,
@@ -79,6 +79,14 @@ def find_tools_support(model: CatalogModel) -> bool:
         return prompts.get_reader(model).supports_tools
     except AiscaleError:
         return False
+
+
+def find_labels(model: CatalogModel) -> list[str]:
+    """List what a classifier tells apart; nothing, where its files are not here."""
+    try:
+        return list(moderation.get_labels(model).names)
+    except AiscaleError:
+        return []
 
 
 def _describe_to_anthropic(model: CatalogModel) -> dict[str, Any]:

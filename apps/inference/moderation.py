@@ -2,7 +2,7 @@
 
 import struct
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from django.conf import settings
@@ -10,11 +10,14 @@ from django.conf import settings
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire.manifest import read_manifest
 from apps.accounts.callers import Caller
-from apps.inference import catalog, encodings
+from apps.inference import catalog, encodings, prompts
 from apps.inference.catalog import CatalogModel
 
 MAX_INPUTS = 1024
 MAX_PIECES = 2048
+BUNDLED = "moderation"
+OVERLAP_PART = 8
+"""Pieces of tokens overlap by one part in so many."""
 OVERLAP_CHARS = 512
 """How far the pieces of a long text overlap, so that nothing is cut in two and missed."""
 
@@ -47,21 +50,20 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     categories: dict[str, bool]
     scores: dict[str, float]
+    labels: tuple[str, ...] = ()
+    """What the text is flagged for, by the model's own labels."""
 
     @property
     def flagged(self) -> bool:
         return any(self.categories.values())
 
-    def list_labels(self) -> list[str]:
-        """List what the text is flagged for, by the model's own labels."""
-        return [name for name, holds in self.categories.items() if holds and name not in CATEGORIES]
-
 
 class Labels(msgspec.Struct, frozen=True):
-    """State a classifier's labels, and from which score on each holds."""
+    """State a classifier's labels, from which score on each holds, and what texts are sent to it as."""
 
     names: tuple[str, ...]
     thresholds: tuple[float, ...]
+    reads: Literal["tokens", "characters"] = "characters"
 
 
 class ModerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,25 +87,56 @@ async def moderate(request: ModerationRequest, caller: Caller) -> ModerationResu
     I/O: two Redis trips to send. Raises: AiscaleError.
     """
     model = await get_model(request.model)
-    pieces, owners = cut(request.texts, model.context_tokens)
-    rows = await encodings.encode(
-        model, [list(map(ord, piece)) for piece in pieces], caller, request_id=request.request_id, source=request.source
-    )
+    pieces, owners = await read(model, request.texts)
+    rows = await encodings.encode(model, pieces, caller, request_id=request.request_id, source=request.source)
     verdicts = judge(rows, owners, len(request.texts), get_labels(model))
     return ModerationResult(model=model.slug, verdicts=verdicts, headers=rows.headers)
 
 
 async def get_model(name: str | None = None) -> CatalogModel:
-    """Return the named classifier, or the one that moderates here. I/O: as `catalog.get_model`. Raises: AiscaleError."""
+    """Return the named classifier, or the one that moderates here: the bundled one, else the first that knows a label of `CATEGORIES`.
+
+    I/O: as `catalog.get_model`, and as `get_labels`. Raises: AiscaleError.
+    """
     if name is not None and name not in OPENAI_NAMES:
         return await catalog.get_model(name, "classify")
-    for model in await catalog.list_local("classify"):
-        return model
+    for model in sorted(await catalog.list_local("classify"), key=lambda model: (model.slug != BUNDLED, model.slug)):
+        if model.slug == BUNDLED or moderates(model):
+            return model
     raise AiscaleError(
         Code.MODEL_NOT_FOUND,
         "No moderation model is enabled here. Tell the administrator of this service.",
         param="model",
     )
+
+
+def moderates(model: CatalogModel) -> bool:
+    """Say whether a classifier looks for something that OpenAI's categories name: others tell moods or languages apart."""
+    known = {name for groups in CATEGORIES.values() for group in groups for name in group} | set(CATEGORIES)
+    try:
+        return not known.isdisjoint(get_labels(model).names)
+    except AiscaleError:
+        return False
+
+
+async def read(model: CatalogModel, texts: list[str]) -> tuple[list[list[int]], list[int]]:
+    """Return texts as the classifier reads them, in pieces that fit it, with the index of the text of each.
+
+    I/O: none once warm. Raises: AiscaleError (INVALID_REQUEST) for too much text.
+    """
+    if get_labels(model).reads == "characters":
+        pieces, owners = cut(texts, model.context_tokens)
+        return [list(map(ord, piece)) for piece in pieces], owners
+    longest = model.context_tokens - len(prompts.wrap_token_ids(model, [0])) + 1
+    inputs, owners = [], []
+    for owner, text in enumerate(texts):
+        ids = await prompts.encode_prompt(model, text)
+        overlap = longest // OVERLAP_PART
+        for start in range(0, max(len(ids) - overlap, 1), longest - overlap):
+            inputs.append(prompts.wrap_token_ids(model, ids[start : start + longest]))
+            owners.append(owner)
+        _check_pieces(inputs, MAX_PIECES * (longest - overlap), "tokens")
+    return inputs, owners
 
 
 def cut(texts: list[str], longest: int) -> tuple[list[str], list[int]]:
@@ -116,13 +149,15 @@ def cut(texts: list[str], longest: int) -> tuple[list[str], list[int]]:
         for start in range(0, max(len(text) - OVERLAP_CHARS, 1), longest - OVERLAP_CHARS):
             pieces.append(text[start : start + longest])
             owners.append(owner)
-            if len(pieces) > MAX_PIECES:
-                raise AiscaleError(
-                    Code.INVALID_REQUEST,
-                    f"The input is longer than {MAX_PIECES * (longest - OVERLAP_CHARS):,} characters. Send it in parts.",
-                    param="input",
-                )
+            _check_pieces(pieces, MAX_PIECES * (longest - OVERLAP_CHARS), "characters")
     return pieces, owners
+
+
+def _check_pieces(pieces: list[Any], most: int, unit: str) -> None:
+    if len(pieces) > MAX_PIECES:
+        raise AiscaleError(
+            Code.INVALID_REQUEST, f"The input is longer than {most:,} {unit}. Send it in parts.", param="input"
+        )
 
 
 def judge(rows: encodings.Rows, owners: list[int], count: int, labels: Labels) -> list[Verdict]:
@@ -136,7 +171,7 @@ def judge(rows: encodings.Rows, owners: list[int], count: int, labels: Labels) -
 @lru_cache(maxsize=64)
 def _read_labels(slug: str, version: str) -> Labels:
     manifest = read_manifest(settings.ENV.models_dir / slug / version)
-    return Labels(manifest.labels, manifest.thresholds)
+    return Labels(manifest.labels, manifest.thresholds, manifest.reads)
 
 
 def get_labels(model: CatalogModel) -> Labels:
@@ -157,4 +192,5 @@ def _word(scores: list[float], labels: Labels) -> Verdict:
     for category, groups in CATEGORIES.items():
         categories[category] = any(all(holds.get(name, False) for name in group) for group in groups)
         values[category] = max((min(own.get(name, 0.0) for name in group) for group in groups), default=0.0)
-    return Verdict(categories=categories | holds, scores=values | own)
+    flagged = tuple(name for name, held in holds.items() if held)
+    return Verdict(categories=categories | holds, scores=values | own, labels=flagged)

@@ -137,7 +137,8 @@ async def encode_texts(model: CatalogModel, texts: list[str]) -> list[list[int]]
 def wrap_token_ids(model: CatalogModel, token_ids: list[int]) -> list[int]:
     """Put the model's special tokens around a text that came as token ids. Raises: AiscaleError for an id outside the vocabulary."""
     reader = get_reader(model)
-    _check_vocabulary(model, reader, token_ids, "input")
+    if token_ids:
+        _check_vocabulary(model, reader, token_ids, "input")
     around = reader.plain.encode("").ids
     return [*around[: len(around) // 2], *token_ids, *around[len(around) // 2 :]]
 

@@ -120,10 +120,10 @@ async def _ask(
 ) -> list[tuple[str, ...]]:
     if not await presence.is_served(model.slug, model.version):
         raise AiscaleError(Code.MODERATION_UNAVAILABLE, f"No worker serves the model {model.slug!r}.")
-    pieces, owners = moderation.cut(texts, model.context_tokens)
+    pieces, owners = await moderation.read(model, texts)
     rows = await encodings.encode_for_us(
         model,
-        [list(map(ord, piece)) for piece in pieces],
+        pieces,
         caller,
         request_id=request.request_id,
         source=request.source,
@@ -131,7 +131,7 @@ async def _ask(
         deadline_s=deadline_s,
     )
     verdicts = moderation.judge(rows, owners, len(texts), moderation.get_labels(model))
-    return [tuple(verdict.list_labels()) for verdict in verdicts]
+    return [verdict.labels for verdict in verdicts]
 
 
 def _go_on_unchecked(request: CompletionRequest, plan: PlanLimits, error: Exception) -> dict[str, str]:

@@ -4,17 +4,32 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
+from tokenizers import Tokenizer
 
 from tests.e2e.conftest import Stack, wait_until
+from tests.workers.exports import write_bert
+from tests.workers.plain_bert import classify
+from tests.workers.test_imports import change
 from tests.workers.tiny import TinyLlama
 
 pytestmark = pytest.mark.stack
 NAME = "tiny-qwen3"
+
+
+@contextmanager
+def forgetting(stack: Stack, client: OpenAI, name: str) -> Iterator[None]:
+    yield
+    stack.manage(
+        "shell", "-c", f"from apps.inference.models import Model; Model.objects.filter(slug={name!r}).delete()"
+    )
+    shutil.rmtree(stack.models_dir / name)
+    wait_until(lambda: name not in [model.id for model in client.models.list()], 20)
 
 
 @pytest.fixture
@@ -22,12 +37,8 @@ def imported(healthy: Stack, client: OpenAI, tmp_path: Path) -> Iterator[Path]:
     source = TinyLlama(architecture="qwen3").write_gguf(tmp_path / "tiny.gguf")
     said = healthy.manage("import_model", str(source), "--name", NAME, "--quantize", "int8")
     assert "catalog: new" in said and "the likeliest token is fp32's" in said
-    yield source
-    healthy.manage(
-        "shell", "-c", f"from apps.inference.models import Model; Model.objects.filter(slug={NAME!r}).delete()"
-    )
-    shutil.rmtree(healthy.models_dir / NAME)
-    wait_until(lambda: NAME not in [model.id for model in client.models.list()], 20)
+    with forgetting(healthy, client, NAME):
+        yield source
 
 
 def test_an_imported_model_and_its_versions(healthy: Stack, client: OpenAI, imported: Path) -> None:
@@ -91,3 +102,28 @@ def test_a_canary_may_have_words_of_its_own(healthy: Stack, client: OpenAI, impo
     assert {chat(logit_bias={"7": 1})[0] for _ in range(8)} == {main}
     by_ids = [client.completions.create(prompt=[5, 6, 7], **asked).system_fingerprint for _ in range(8)]
     assert set(by_ids) == {f"fp_{main}"}
+
+
+def test_an_imported_classifier_judges_texts(healthy: Stack, client: OpenAI, tmp_path: Path) -> None:
+    """By the moderations' address, when it is named: what moderates by default does not change, though the name comes first."""
+    folder, name = tmp_path / "export", "a-moods"
+    weights = write_bert(folder, TinyLlama().write_folder(tmp_path / "hf"), labels=2)
+    labels = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "calm", "1": "angry"}}
+    change(folder, "config.json", **labels)
+    said = healthy.manage("import_model", str(folder), "--name", name, "--quantize", "fp32")
+    assert "catalog: new" in said
+    with forgetting(healthy, client, name):
+        wait_until(lambda: healthy.get_ready()[0] == 200, 60, healthy.read_logs)
+        facts = client.models.retrieve(name).model_dump()["aiscale"]
+        assert (facts["kind"], facts["labels"], facts["endpoints"]) == ("classify", ["calm", "angry"], ["moderations"])
+        long = "hello tea " * 40
+        [first, worst] = client.moderations.create(model=name, input=["hel", long]).model_dump()["results"]
+        tokens = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("hel").ids
+        expected = classify(weights, tokens, layers=2, heads=4, one=True)
+        found = [first["category_scores"][label] for label in ("calm", "angry")]
+        assert found == pytest.approx(expected.tolist(), abs=1e-4)
+        assert first["categories"]["angry"] == bool(expected[1] >= 0.5) and not first["categories"]["violence"]
+        assert worst["category_scores"]["calm"] + worst["category_scores"]["angry"] >= 0.999, (
+            "of its pieces, the highest"
+        )
+        assert client.moderations.create(input="hello").model == "moderation"

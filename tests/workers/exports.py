@@ -152,8 +152,14 @@ def write_genai(model: TinyLlama, folder: Path, dtype: Any = np.float32, packed:
     return folder
 
 
-def write_bert(folder: Path, source: Path) -> dict[str, NDArray[np.float32]]:
-    """Write a random sentence encoder as torch exports it, with the tokenizer of ``source``; return its weights by their names."""
+def _add_gemm(export: Export, name: str, weight: NDArray[Any], bias: NDArray[Any]) -> None:
+    given = [export.constant(f"{name}.weight", weight), export.constant(f"{name}.bias", bias)]
+    export.node("Gemm", f"/{name.replace('.', '/')}/Gemm", ["h", *given], transB=1)
+
+
+def write_bert(folder: Path, source: Path, labels: int = 0) -> dict[str, NDArray[np.float32]]:
+    """Write a random sentence encoder as torch exports it, or a classifier with so many ``labels``, with the tokenizer of ``source``;
+    return its weights by their names."""
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
     order, hidden, ffn = np.random.default_rng(4), 32, 64
@@ -206,5 +212,7 @@ def write_bert(folder: Path, source: Path) -> dict[str, NDArray[np.float32]]:
             )
         norm(f"{at}.attention.output.LayerNorm")
         norm(f"{at}.output.LayerNorm")
+    for name, rows in (("pooler.dense", hidden), ("classifier", labels)) if labels else ():
+        _add_gemm(export, name, keep(f"{name}.weight", rows, hidden), keep(f"{name}.bias", rows))
     export.save(folder / "model.onnx")
     return made

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from aiscale.wire.manifest import read_manifest
+from tests.workers.plain_bert import compute_states
 from workers.artifacts import build
 from workers.artifacts.fetch import fetch
 from workers.engine.encoder import FEW_TOKENS, OnnxEncoder
@@ -66,27 +67,7 @@ def weights(models_dir: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def reference(w: dict[str, Any], ids: list[int]) -> NDArray[np.float32]:
-    def norm(x: Any, name: str) -> Any:
-        spread = np.sqrt(((x - x.mean(-1, keepdims=True)) ** 2).mean(-1, keepdims=True) + 1e-12)
-        return (x - x.mean(-1, keepdims=True)) / spread * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-    def dense(x: Any, name: str) -> Any:
-        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-
-    tables = [w[f"embeddings.{kind}_embeddings.weight"] for kind in ("word", "position", "token_type")]
-    x = norm(tables[0][ids] + tables[1][: len(ids)] + tables[2][0], "embeddings.LayerNorm")
-    erf = np.vectorize(math.erf)
-    for layer in range(6):
-        at = f"encoder.layer.{layer}"
-        parts = [dense(x, f"{at}.attention.self.{part}") for part in ("query", "key", "value")]
-        q, k, v = (part.reshape(len(ids), 12, 32).swapaxes(0, 1) for part in parts)
-        chances = np.exp(q @ k.swapaxes(1, 2) / np.float32(math.sqrt(32)))
-        attended = (chances / chances.sum(-1, keepdims=True) @ v).swapaxes(0, 1).reshape(len(ids), 384)
-        x = norm(dense(attended, f"{at}.attention.output.dense") + x, f"{at}.attention.output.LayerNorm")
-        wide = dense(x, f"{at}.intermediate.dense")
-        wide = (wide * (1 + erf(wide / math.sqrt(2))) / 2).astype(np.float32)
-        x = norm(dense(wide, f"{at}.output.dense") + x, f"{at}.output.LayerNorm")
-    mean = x.mean(0)
+    mean = compute_states(w, ids, layers=6, heads=12).mean(0)
     return np.asarray(mean / np.linalg.norm(mean), np.float32)
 
 

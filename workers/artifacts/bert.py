@@ -1,8 +1,9 @@
-"""Convert a BERT sentence encoder (safetensors, Hugging Face names) into ONNX graphs with fused operators.
+"""Convert a BERT sentence encoder or classifier (safetensors, Hugging Face names) into ONNX graphs with fused operators.
 
 Two graphs share one file of weights. `GRAPH_FILE` takes ``input_ids`` int64 ``[batch, sequence]``, all of one length, and does no work
 for masks. `PADDED_GRAPH_FILE` also takes ``lengths`` int32 ``[batch]``: what lies right of a row's length is padding. Both give
-``sentence_embedding`` float32 ``[batch, hidden]``, of length 1 where the model says so.
+``sentence_embedding`` float32 ``[batch, hidden]``, of length 1 where the model says so; those of classifiers ``scores`` float32
+``[batch, labels]``, from 0 to 1.
 
 ``LayerNormalization`` after a plain ``Add`` and ``Gelu`` after a product with bias are, on CPUs, several times as fast as the fused
 ``SkipLayerNormalization`` and ``BiasGelu``; and attention without a mask nearly twice as fast as with one (decision 0020).
@@ -46,9 +47,19 @@ class BertShape:
     norm_epsilon: float
     pooling: Literal["mean", "cls"] = "mean"
     normalize: bool = True
+    labels: tuple[str, ...] = ()
+    """Of a classifier of whole texts."""
+    scores: Literal["one", "each"] = "one"
+    """Whether one of the labels holds, or each by itself."""
 
 
-def read_shape(config: Path, pooling: Literal["mean", "cls"] = "mean", normalize: bool = True) -> BertShape:
+def read_shape(
+    config: Path,
+    pooling: Literal["mean", "cls"] = "mean",
+    normalize: bool = True,
+    labels: tuple[str, ...] = (),
+    scores: Literal["one", "each"] = "one",
+) -> BertShape:
     """Read the dimensions. I/O: one small file. Raises: ConversionError for another architecture or activation."""
     try:
         said = json.loads(config.read_text(encoding="utf-8"))
@@ -68,6 +79,8 @@ def read_shape(config: Path, pooling: Literal["mean", "cls"] = "mean", normalize
             norm_epsilon=float(said["layer_norm_eps"]),
             pooling=pooling,
             normalize=normalize,
+            labels=labels,
+            scores=scores,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConversionError(f"{config.name} is not a BERT's configuration: {error!r}") from error
@@ -144,8 +157,13 @@ class _BertGraph:
         hidden = self._embed(ids, extent)
         for layer in range(shape.layers):
             hidden = self._layer(f"encoder.layer.{layer}", hidden, lengths)
-        self._pool(graph.node("Reshape", [hidden, self.three]), extent, lengths)
-        graph.output("sentence_embedding", FLOAT, ["batch", shape.hidden])
+        states = graph.node("Reshape", [hidden, self.three])
+        if shape.labels:
+            self._classify(states)
+            graph.output("scores", FLOAT, ["batch", len(shape.labels)])
+        else:
+            self._pool(states, extent, lengths)
+            graph.output("sentence_embedding", FLOAT, ["batch", shape.hidden])
         if probe:
             for name in dict.fromkeys(self.fed.values()):
                 graph.output(name, FLOAT, ["rows", "features"])
@@ -271,6 +289,22 @@ class _BertGraph:
         return self.graph.node(
             "LayerNormalization", [value, gain, bias], axis=-1, epsilon=self.shape.norm_epsilon, stash_type=1
         )
+
+    def _classify(self, hidden: str) -> None:
+        """Score the labels by the first token's vector."""
+        graph, shape = self.graph, self.shape
+        rows = len(self._read("classifier.weight"))
+        if rows != len(shape.labels):
+            raise ConversionError(
+                f"the classifier tells {rows} labels apart, and its configuration names {len(shape.labels)}"
+            )
+        first = graph.node("Gather", [hidden, graph.constant("first", np.array(0, np.int64))], axis=1)
+        pooled = graph.node("Tanh", [self._float_product("pooler.dense", first)])
+        logits = self._float_product("classifier", pooled)
+        if shape.scores == "one":
+            graph.node("Softmax", [logits], ["scores"], axis=-1)
+        else:
+            graph.node("Sigmoid", [logits], ["scores"])
 
     def _pool(self, hidden: str, extent: str, lengths: str) -> None:
         """Take the first token's vector or the mean over a text's tokens, and scale it to length 1."""

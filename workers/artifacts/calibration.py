@@ -59,4 +59,5 @@ def read_sample(tokenizer: Path, context_tokens: int) -> list[list[int]]:
     encoder.no_truncation()
     alone = [*dict.fromkeys(words)][:_ALONE] + [mark * count for mark in _MARKS for count in (1, 3, 20)]
     encoded = encoder.encode_batch([*paragraphs, *sentences, *mixed, *alone])
-    return [encoding.ids[:context_tokens] for encoding in encoded]
+    # what has none of a vocabulary's letters has no tokens
+    return [encoding.ids[:context_tokens] for encoding in encoded if encoding.ids]

@@ -8,17 +8,14 @@ with a reason before anything is put into place.
 import hashlib
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import onnx
 import psutil
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from aiscale.wire.manifest import (
     GRAPH_FILE,
@@ -30,9 +27,9 @@ from aiscale.wire.manifest import (
     read_manifest,
 )
 from workers.artifacts import (
-    bert,
     build,
     decoder,
+    encoder_imports,
     gguf_decoder,
     gguf_tokenizer,
     hf_tokenizer,
@@ -40,12 +37,12 @@ from workers.artifacts import (
     quality,
     safetensors_decoder,
 )
-from workers.artifacts.calibration import read_sample
 from workers.artifacts.decoder import DecoderShape, Precision
 from workers.artifacts.errors import ArtifactError, ConversionError, DamagedModel
 from workers.artifacts.gguf_file import GgufFile, open_file
 from workers.artifacts.onnx_decoder import OnnxWeights
 from workers.artifacts.onnx_tensors import OnnxTensors
+from workers.artifacts.plans import Plan, name_version
 from workers.artifacts.safetensors_decoder import CONFIG_FILE, SafetensorsWeights
 from workers.artifacts.vocabulary import Vocabulary
 from workers.artifacts.weights import WEIGHTS_FILE, WeightFile
@@ -90,16 +87,7 @@ def import_model(
     return Imported(directory, manifest, tuple(report))
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Be an import that is about to be made."""
-
-    kind: str
-    version: str
-    make: Callable[[Path, Path, list[str]], Manifest]
-
-
-def _choose(source: Path, name: str, precision: Precision | None, license_: str) -> _Run:
+def _choose(source: Path, name: str, precision: Precision | None, license_: str) -> Plan:
     """Look at the source and say how it is made. I/O: hashes it. Raises: ConversionError."""
     if source.is_file():
         with source.open("rb") as file:
@@ -125,7 +113,7 @@ def _choose(source: Path, name: str, precision: Precision | None, license_: str)
     files += [path for side in _SIDE_FILES if (path := source / side).is_file()]
     config = safetensors_decoder.read_json(source / CONFIG_FILE)
     if config.get("model_type") == "bert":
-        return _plan_bert(source, name, precision, license_, files, config, graph)
+        return encoder_imports.plan(source, name, precision, license_, files, config, graph)
     return _plan_decoder(_FolderSource(source, config, graph), name, precision, license_, files)
 
 
@@ -174,12 +162,12 @@ class _FolderSource:
 
 def _plan_decoder(
     source: _GgufSource | _FolderSource, name: str, precision: Precision | None, license_: str, files: list[Path]
-) -> _Run:
+) -> Plan:
     exact = integers_add_up()
     if precision == "int8" and not exact:
         raise ConversionError("this CPU's byte products overflow: int8 would be wrong here; take fp32 or int4")
     chosen: Precision = precision or ("int8" if exact else "fp32")
-    version = _name_version(files, "generate", chosen)
+    version = name_version(files, "generate", chosen)
 
     def make(work: Path, made: Path, report: list[str]) -> Manifest:
         shape = source.read_shape()
@@ -211,7 +199,7 @@ def _plan_decoder(
         report += _report_decoder(source, shape, work, made, manifest)
         return manifest
 
-    return _Run("generate", version, make)
+    return Plan("generate", version, make)
 
 
 def _write_graph(source: _GgufSource | _FolderSource, shape: DecoderShape, folder: Path, precision: Precision) -> None:
@@ -245,73 +233,7 @@ def _report_decoder(
     return lines
 
 
-def _plan_bert(
-    source: Path,
-    name: str,
-    precision: Precision | None,
-    license_: str,
-    files: list[Path],
-    config: dict[str, Any],
-    graph: Path | None,
-) -> _Run:
-    if any("ForSequenceClassification" in str(kind) for kind in config.get("architectures") or ()):
-        raise ConversionError(
-            f"{source.name} holds a classifier; of BERT, sentence encoders are imported (classifiers come with aiscale: see moderation)"
-        )
-    if precision not in (None, "int8", "fp32"):
-        raise ConversionError(f"encoders are converted to int8 or fp32, not to {precision}")
-    chosen: bert.Precision = "int8" if precision != "fp32" and integers_add_up() else "fp32"
-    version = _name_version(files, "embed", chosen)
-
-    def make(work: Path, made: Path, report: list[str]) -> Manifest:
-        shape = bert.read_shape(source / CONFIG_FILE, _read_pooling(source))
-        hf_tokenizer.copy_tokenizer(source, made / TOKENIZER_FILE)
-        sample = read_sample(made / TOKENIZER_FILE, shape.positions)
-        try:
-            tensors: dict[str, Any]
-            if graph is None:
-                paths = safetensors_decoder.list_files(source)
-                tensors = {key: value for path in paths for key, value in load_file(str(path)).items()}
-            else:
-                tensors = OnnxTensors(graph).read_all()
-            bert.convert(tensors, shape, made, chosen, sample)
-        except (SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
-            raise ConversionError(
-                f"the folder's tensors are not those of its configuration: {str(error)[:150]}"
-            ) from error
-        hashes, sizes = build.list_files(made)
-        return Manifest(
-            name=name,
-            version=version,
-            kind="embed",
-            precision=chosen,
-            files=hashes,
-            file_sizes_bytes=sizes,
-            source=f"{source.name} sha256:{build.hash_file(files[0])}",
-            license=license_,
-            vocab_size=shape.vocab_size,
-            context_tokens=shape.positions,
-            dimensions=shape.hidden,
-        )
-
-    return _Run("embed", version, make)
-
-
-def _read_pooling(source: Path) -> Literal["mean", "cls"]:
-    """Say how a sentence-transformers folder makes one vector of many. I/O: one small file. Raises: ConversionError."""
-    path = source / "1_Pooling" / CONFIG_FILE
-    said = safetensors_decoder.read_json(path) if path.is_file() else {}
-    ways = [name.removeprefix("pooling_mode_") for name, on in said.items() if name.startswith("pooling_mode_") and on]
-    if ways in ([], ["mean_tokens"]):
-        return "mean"
-    if ways == ["cls_token"]:
-        return "cls"
-    raise ConversionError(
-        f"the model pools by {', '.join(map(str, ways))[:100]}; mean_tokens and cls_token are computed"
-    )
-
-
-def _plan_copy(source: Path, name: str) -> _Run:
+def _plan_copy(source: Path, name: str) -> Plan:
     """Take a folder that aiscale converted on another machine. Raises: ConversionError."""
     try:
         manifest = read_manifest(source)
@@ -340,7 +262,7 @@ def _plan_copy(source: Path, name: str) -> _Run:
             report.append(quality.measure(made, renamed).describe())
         return renamed
 
-    return _Run(manifest.kind, version, make)
+    return Plan(manifest.kind, version, make)
 
 
 def _check_graph(path: Path) -> None:
@@ -360,11 +282,6 @@ def _check_graph(path: Path) -> None:
                 raise ConversionError(
                     f"{path.name} reads its weights from {entry.value[:100]!r}, outside its folder's own files"
                 )
-
-
-def _name_version(files: list[Path], kind: str, precision: str) -> str:
-    parts = [*(build.hash_file(path) for path in files), str(build.REVISIONS[kind]), precision]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 def _check_kind(models_dir: Path, name: str, kind: str) -> None:

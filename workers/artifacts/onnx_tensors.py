@@ -27,7 +27,9 @@ _BYTES = {TensorProto.UINT8: 1}
 _NORMS = ("SimplifiedLayerNormalization", "RMSNormalization", "LayerNormalization", "Mul")
 _SKIP_NORMS = ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization")
 _THROUGH = ("Identity", "Cast")
-_PREFIX = re.compile(r"(?:^|.*[./])((?:model\.(?:layers|embed_tokens|norm)|lm_head|embeddings|encoder\.layer)\..+)")
+_PREFIX = re.compile(
+    r"(?:^|.*[./])((?:model\.(?:layers|embed_tokens|norm)|lm_head|embeddings|encoder\.layer|pooler\.dense|classifier)\..+)"
+)
 _RENAMED = (
     (re.compile(r"\.attn\."), ".self_attn."),
     (re.compile(r"_norm\.layernorm\."), "_norm."),

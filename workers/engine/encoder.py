@@ -1,4 +1,4 @@
-"""Turn texts' token ids into vectors with a converted sentence encoder."""
+"""Turn texts' token ids into vectors with a converted sentence encoder, or into the scores of labels with a classifier."""
 
 import itertools
 import json
@@ -53,7 +53,10 @@ class OnnxEncoder:
         return None
 
     def encode(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Return float32 ``[n, dimensions]``, in the input's order; the caller owns it. Each text must have passed `check`."""
+        """Return float32 ``[n, dimensions]`` (of classifiers, ``[n, labels]``), in the input's order; the caller owns it.
+
+        Each text must have passed `check`.
+        """
         if not batch:
             return np.empty((0, self.dimensions), np.float32)
         parts = min(self._parts, len(batch)) if len(batch) * max(map(len, batch)) > FEW_TOKENS else 1
@@ -78,10 +81,10 @@ class OnnxEncoder:
             token_ids[row, : len(text)] = text
         vectors: NDArray[np.float32]
         if int(lengths.min()) == longest:
-            [vectors] = self._even.run(["sentence_embedding"], {"input_ids": token_ids})
+            [vectors] = self._even.run(None, {"input_ids": token_ids})
         else:
             inputs = {"input_ids": token_ids, "lengths": lengths}
-            [vectors] = self._padded.run(["sentence_embedding"], inputs)
+            [vectors] = self._padded.run(None, inputs)
         return vectors
 
     def close(self) -> None:

@@ -12,7 +12,8 @@ from apps.inference import entries, prompts
 class Command(BaseCommand):
     help = (
         "Take in a model: a GGUF file (llama, qwen2, qwen3), a Hugging Face folder of safetensors or of an ONNX export (also BERT "
-        "encoders), or a folder that aiscale converted elsewhere. Converts it, measures what that cost, and enters it into the catalog."
+        "encoders and classifiers of texts), or a folder that aiscale converted elsewhere. Converts it, measures what that cost, and "
+        "enters it into the catalog."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
