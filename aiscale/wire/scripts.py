@@ -13,29 +13,35 @@ BY_REAPER, FROM_QUEUE = "", "queue"
 
 USES_QUEUE = "Uses queue.lua"
 
+TEXTS = {
+    entry.name.removesuffix(".lua"): entry.read_text(encoding="utf-8")
+    for entry in (files("aiscale.wire") / "lua").iterdir()
+    if entry.name.endswith(".lua")
+}
+"""Every script as it was when the process began: a deployment in place must not bring new ones into old code."""
+
 
 @cache
 def read_script(name: str) -> str:
-    """Return the text of ``aiscale/wire/lua/<name>.lua``, ready to run. I/O: small files, once a process."""
-    return complete_script((files("aiscale.wire") / "lua" / f"{name}.lua").read_text(encoding="utf-8"))
+    """Return the text of ``aiscale/wire/lua/<name>.lua``, ready to run. I/O: none."""
+    return complete_script(TEXTS[name])
 
 
 @cache
 def digest_script(name: str) -> str:
-    """Return the digest under which Redis keeps `read_script`. I/O: as that."""
+    """Return the digest under which Redis keeps `read_script`. I/O: none."""
     return hashlib.sha1(read_script(name).encode(), usedforsecurity=False).hexdigest()
 
 
 def complete_script(text: str) -> str:
-    """Put queue.lua in front of a script that uses it. I/O: one small file, once a process."""
+    """Put queue.lua in front of a script that uses it. I/O: none."""
     return f"{_read_queue_functions()}\n{text}" if USES_QUEUE in text else text
 
 
 @cache
 def _read_queue_functions() -> str:
-    text = (files("aiscale.wire") / "lua" / "queue.lua").read_text(encoding="utf-8")
     # what runs needs no comments
-    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
+    return "\n".join(line for line in TEXTS["queue"].splitlines() if not line.lstrip().startswith("--"))
 
 
 def claim_arguments(

@@ -44,8 +44,12 @@ class Script:
             return await client.eval(self.text, len(keys), *keys, *args)
 
 
+TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in (Path(__file__).parent / "lua").glob("*.lua")}
+"""Every script as it was when the process began: a deployment in place must not bring new ones into old code."""
+
+
 @cache
 def get_script(name: str) -> Script:
-    """Read ``apps/spend/lua/<name>.lua``. I/O: one small file, once a process."""
-    text = complete_script((Path(__file__).parent / "lua" / f"{name}.lua").read_text(encoding="utf-8"))
+    """Return ``apps/spend/lua/<name>.lua``, ready to run. I/O: none."""
+    text = complete_script(TEXTS[name])
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
