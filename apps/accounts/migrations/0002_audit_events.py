@@ -1,6 +1,6 @@
 """Keep who changed what. The database itself refuses to change, delete or truncate an event.
 
-The setting ``aiscale.allow_truncate`` exists for test databases, which are emptied between tests; no server sets it.
+The setting ``aiscale.allow_truncate`` let a session truncate; 0012 took that away.
 """
 
 import django.utils.timezone

@@ -1,8 +1,8 @@
 """Make the database itself refuse what the ledger's rules forbid, whoever asks.
 
 Usage records, ledger transactions and entries can be added and never changed, deleted or truncated. At commit, the entries of each
-transaction that was written must sum to zero, and be at least two. The setting ``aiscale.allow_truncate`` exists for test databases, which
-are emptied between tests; no server sets it.
+transaction that was written must sum to zero, and be at least two. The setting ``aiscale.allow_truncate`` let a session
+truncate; 0016 took that away.
 """
 
 from django.db import migrations
