@@ -17,9 +17,11 @@ from apps.accounts.callers import Caller, PlanLimits
 from apps.inference import catalog, grammars, lanes, prompts, queue, traffic
 from apps.inference.cache import policy
 from apps.inference.cache.policy import Wish
+from apps.inference.call_readers import read_calls
 from apps.inference.catalog import CatalogModel
 from apps.inference.prompts import ChatMessage
-from apps.inference.tools import OPEN, CallReader, Tools, make_grammar
+from apps.inference.tool_grammars import make_grammar
+from apps.inference.tools import Style, Tools
 from apps.inference.waiting import Wait
 from apps.spend import admission
 
@@ -89,7 +91,8 @@ class Run:
         self._admitted_at_ms = job.billing.admitted_at_ms
         self._wait = wait
         self.tools: Tools | None = None
-        """Set when what the model says may hold calls in its own way."""
+        """Set when what the model says may hold calls in its own way, which ``style`` is."""
+        self.style = Style.HERMES
         self.keeper: Keeper | None = None
         self.rescue: Callable[[], Awaitable[Run]] | None = None
         """Starts another run in this one's place, should its worker be lost before the first token."""
@@ -108,7 +111,7 @@ class Run:
         """Yield Started, Delta... and at last Finished. Raises: AiscaleError (WORKER_LOST)."""
         first, delivery = True, TOKEN_DELIVERY_SECONDS.labels(self.model)
         heard = self._listen()
-        async for event in heard if self.tools is None else read_calls(heard, self.tools, self.n):
+        async for event in heard if self.tools is None else read_calls(heard, self.tools, self.style, self.n):
             if first and isinstance(event, Delta):
                 first = False
                 FIRST_TOKEN_SECONDS.labels(self.model).observe(max(time.time() - self._admitted_at_ms / 1000, 0))
@@ -142,27 +145,6 @@ class Run:
     async def cancel(self, reason: str) -> None:
         """Stop the job. I/O: one Redis trip. Idempotent."""
         await self._wait.close(reason)
-
-
-async def read_calls(events: AsyncIterator[Event], tools: Tools, count: int) -> AsyncIterator[Event]:
-    """Turn the calls in the text of ``count`` choices into ``tool_calls``, and leave the rest as it is."""
-    readers = [CallReader(tools) for _ in range(count)]
-    last: Delta | None = None
-    async for event in events:
-        if isinstance(event, Delta):
-            last = event
-            text, calls = readers[event.index].take(event.text)
-            if event.end is not None:
-                rest, more = readers[event.index].end()
-                text, calls = text + rest, calls + more
-            if text or calls or event.tool_calls or event.logprobs or event.end is not None:
-                yield msgspec.structs.replace(event, text=text, tool_calls=event.tool_calls + calls)
-            continue
-        if isinstance(event, Finished) and last is not None and count == 1:
-            text, calls = readers[0].end()
-            if text or calls:
-                yield msgspec.structs.replace(last, text=text, tool_calls=calls, logprobs=())
-        yield event
 
 
 async def start(request: CompletionRequest, caller: Caller) -> Run:
@@ -271,7 +253,7 @@ async def start_local(
     )
     await send(job, wait, plan)
     run = Run(job, wait, headers)
-    run.tools = request.tools
+    run.tools, run.style = request.tools, prompts.get_reader(model).style or Style.HERMES
     return run
 
 
@@ -287,7 +269,8 @@ def choose_prefix_scope(caller: Caller, plan: PlanLimits) -> str:
 def make_sampling(request: CompletionRequest, model: CatalogModel, max_tokens: int) -> Sampling:
     """Say to the worker how tokens are chosen. Raises: AiscaleError (INVALID_REQUEST for a bias of no token)."""
     reader, tools = prompts.get_reader(model), request.tools
-    vocab_size = reader.manifest.vocab_size
+    vocab_size, style = reader.manifest.vocab_size, None if tools is None else reader.style
+    grammar = None if tools is None or style is None else make_grammar(tools, style, reader.find_token)
     for token_id in request.logit_bias:
         if not 0 <= token_id < vocab_size:
             raise AiscaleError(
@@ -309,8 +292,8 @@ def make_sampling(request: CompletionRequest, model: CatalogModel, max_tokens: i
         seed=request.seed,
         n=request.n,
         top_logprobs=request.top_logprobs,
-        grammar=request.grammar if tools is None else request.grammar or make_grammar(tools, reader.specials),
-        keep_control_tokens=tools is not None and OPEN in reader.specials,
+        grammar=request.grammar or grammar,
+        keep_control_tokens=style is not None and any(mark in reader.specials for mark in style.value),
     )
 
 

@@ -9,6 +9,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire.jobs import Grammar
+from apps.inference.tool_grammars import mask_tokens
 
 MAX_SCHEMA_BYTES = 64 << 10
 MAX_SCHEMA_DEPTH = 32
@@ -55,7 +56,7 @@ async def check(grammar: Grammar) -> None:
 def _find_problem(kind: str, source: str) -> str:
     make = LLMatcher.grammar_from_json_schema if kind == "json_schema" else LLMatcher.grammar_from_lark
     try:
-        grammar = make(source)
+        grammar = make(source if kind == "json_schema" else mask_tokens(source))
         if problem := str(LLMatcher.validate_grammar(grammar)):
             return problem[:MAX_PROBLEM]
         matcher = LLMatcher(_bytes(), grammar, log_level=0)

@@ -4,9 +4,11 @@ Text of users never becomes a control token: who writes ``<|im_end|>`` in a mess
 """
 
 import asyncio
+import hashlib
 import json
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -21,7 +23,7 @@ from tokenizers import Tokenizer
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire.manifest import TOKENIZER_FILE, Manifest, read_manifest
 from apps.inference.catalog import CatalogModel
-from apps.inference.tools import ToolCall, Tools, understands
+from apps.inference.tools import Style, ToolCall, Tools, find_style
 
 THREAD_FROM_CHARS = 2_000
 """Shorter texts are tokenized on the event loop: that takes less than a millisecond, less than going to a thread."""
@@ -54,10 +56,20 @@ class Reader:
     plain: Tokenizer
     template: jinja2.Template | None
     specials: tuple[str, ...]
+    added: dict[str, int]
+
+    @property
+    def style(self) -> Style | None:
+        """How the model calls tools, if its template tells it of them."""
+        return find_style(self.manifest.chat_template or "")
 
     @property
     def supports_tools(self) -> bool:
-        return understands(self.manifest.chat_template or "")
+        return self.style is not None
+
+    def find_token(self, mark: str) -> int | None:
+        """Return the number of a mark that was added to the vocabulary as one token, control token or not; None for plain text."""
+        return self.added.get(mark)
 
     def has_words_of(self, other: "Reader") -> bool:
         """Say whether both have the same tokenizer: token ids of one mean the same to the other."""
@@ -164,9 +176,17 @@ def _load(slug: str, version: str) -> Reader:
         tokenizer.no_padding()
         tokenizer.no_truncation()
     plain.encode_special_tokens = True
-    specials = tuple(token.content for token in control.get_added_tokens_decoder().values() if token.special)
+    added = control.get_added_tokens_decoder()
+    specials = tuple(token.content for token in added.values() if token.special)
     template = _compile(manifest.chat_template) if manifest.chat_template else None
-    return Reader(manifest=manifest, control=control, plain=plain, template=template, specials=specials)
+    return Reader(
+        manifest=manifest,
+        control=control,
+        plain=plain,
+        template=template,
+        specials=specials,
+        added={token.content: number for number, token in added.items()},
+    )
 
 
 def _compile(source: str) -> jinja2.Template:
@@ -191,7 +211,8 @@ def encode_messages(reader: Reader, messages: list[ChatMessage], tools: Tools | 
     """Fill the template and tokenize it. Raises: TemplateError."""
     if reader.template is None:
         raise TemplateError("it has no chat template")
-    turns = [_make_turn(message) for message in messages]
+    name_call = _shorten if reader.style in (Style.MISTRAL, Style.MISTRAL_NAMED) else str
+    turns = [_make_turn(message, name_call) for message in messages]
     described = None if tools is None else [tool.describe() for tool in tools.tools]
     written = (*(turn["content"] for turn in turns), json.dumps([turns, described], ensure_ascii=False))
     if not any(special in text for special in reader.specials for text in written):
@@ -238,19 +259,26 @@ class Marks:
         return value
 
 
-def _make_turn(message: ChatMessage) -> dict[str, Any]:
+def _shorten(call_id: str) -> str:
+    """Return a call's name as Mistral's templates demand it: nine letters and digits. Equal names stay equal."""
+    if re.fullmatch(r"[a-zA-Z0-9]{9}", call_id):
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:9]
+
+
+def _make_turn(message: ChatMessage, name_call: Callable[[str], str]) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
         turn["tool_calls"] = [
             {
-                "id": call.id,
+                "id": name_call(call.id),
                 "type": "function",
                 "function": {"name": call.name, "arguments": json.loads(call.arguments)},
             }
             for call in message.tool_calls
         ]
     if message.tool_call_id:
-        turn["tool_call_id"] = message.tool_call_id
+        turn["tool_call_id"] = name_call(message.tool_call_id)
     return turn
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-END_WORDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>")
+END_WORDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
 MAX_TEMPLATE_CHARS = 100_000
 
 

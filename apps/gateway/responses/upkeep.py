@@ -14,9 +14,10 @@ from apps.accounts.callers import on_thread
 from apps.gateway import loops
 from apps.gateway.models import StoredResponse
 from apps.gateway.responses import items, objects, storage
-from apps.inference import replies
+from apps.inference import catalog, prompts, replies
+from apps.inference.call_readers import make_reader
 from apps.inference.endings import make_failure
-from apps.inference.tools import CallReader
+from apps.inference.tools import Style
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ async def find_end(row: StoredResponse) -> dict[str, Any] | None:
         return None
     if ending is not None:
         if ending.finish_reason in ("stop", "length", "cancelled", "killed"):
-            text, calls = read_text(row.response, ending.text or "")
+            text, calls = await read_text(row.response, ending.text or "")
             return objects.end(row.response, text, ending, calls)
         return objects.fail(row.response, make_failure(ending))
     age_s = (timezone.now() - row.created_at).total_seconds()
@@ -43,14 +44,22 @@ async def find_end(row: StoredResponse) -> dict[str, Any] | None:
     return None
 
 
-def read_text(response: dict[str, Any], text: str) -> tuple[str, list[ToolCallPart]]:
+async def read_text(response: dict[str, Any], text: str) -> tuple[str, list[ToolCallPart]]:
     """Tell the calls from a whole answer as our own models write them."""
     tools = items.read_tools(response["tools"], "auto", None)
     if tools is None:
         return text, []
-    reader = CallReader(tools)
+    reader = make_reader(await _find_style(response["model"]), tools)
     (first, before), (rest, after) = reader.take(text), reader.end()
     return first + rest, [*before, *after]
+
+
+async def _find_style(slug: str) -> Style:
+    """Say how a model calls tools. I/O: as `catalog.get_model`."""
+    try:
+        return prompts.get_reader(await catalog.get_model(slug)).style or Style.HERMES
+    except AiscaleError:
+        return Style.HERMES
 
 
 def finish_lost() -> int:

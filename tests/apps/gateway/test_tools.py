@@ -47,6 +47,43 @@ TEMPLATE = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
 
+LLAMA = """\
+{%- for message in messages %}
+    {%- if (message.role == 'tool' or 'tool_calls' in message) and message.tool_calls and message.tool_calls | length != 1 %}
+        {{- raise_exception("one call at a time") }}
+    {%- endif %}
+    {{- '<|im_start|>' + ("ipython" if message.role == "tool" else message.role) + '\\n' + message.content }}
+    {%- if message.role == "user" and tools is not none %}
+        {{- 'Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}.\\n' }}
+        {%- for tool in tools %}{{- tool | tojson(indent=4) }}{%- endfor %}
+    {%- endif %}
+    {%- for tool_call in message.tool_calls %}
+        {{- '{"name": "' + tool_call.function.name + '", "parameters": ' + (tool_call.function.arguments | tojson) + '}' }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+MISTRAL = """\
+{%- if tools %}{{- "[AVAILABLE_TOOLS]" + (tools | tojson) + "[/AVAILABLE_TOOLS]" }}{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == "user" %}{{- "[INST] " + message.content + "[/INST]" }}
+    {%- elif message.tool_calls %}
+        {{- "[TOOL_CALLS] [" }}
+        {%- for call in message.tool_calls %}
+            {%- if call.id | length != 9 %}{{- raise_exception("Tool call IDs should be alphanumeric strings with length 9!") }}{%- endif %}
+            {{- (call.function | tojson)[:-1] + ', "id": "' + call.id + '"}' }}{{- "" if loop.last else ", " }}
+        {%- endfor %}
+        {{- "]" }}
+    {%- elif message.role == "tool" %}
+        {{- '[TOOL_RESULTS] {"content": ' + message.content + ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
+    {%- else %}{{- message.content }}
+    {%- endif %}
+{%- endfor %}
+"""
+NAMED = MISTRAL + "{# calls: [TOOL_CALLS]name[ARGS]{} #}"
+"""The ways of Llama and Mistral, as their own templates have them."""
+
 CITY = {
     "type": "object",
     "properties": {"city": {"enum": ["Paris"]}},
@@ -67,17 +104,27 @@ TOOLS = [
 ASKED = [{"role": "user", "content": "How is it in Paris?"}]
 
 
-@pytest.fixture
-def tooled(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chat model has a template that tells of tools."""
+def give_template(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
     load = prompts._load
 
     def load_with_tools(slug: str, version: str) -> prompts.Reader:
         reader = load(slug, version)
-        manifest = msgspec.structs.replace(reader.manifest, chat_template=TEMPLATE)
-        return dataclasses.replace(reader, manifest=manifest, template=prompts._compile(TEMPLATE))
+        manifest = msgspec.structs.replace(reader.manifest, chat_template=template)
+        return dataclasses.replace(reader, manifest=manifest, template=prompts._compile(template))
 
     monkeypatch.setattr(prompts, "_load", load_with_tools)
+
+
+@pytest.fixture
+def tooled(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chat model has a template that tells of tools."""
+    give_template(monkeypatch, TEMPLATE)
+
+
+@pytest.fixture(params=[LLAMA, MISTRAL, NAMED], ids=["llama", "mistral", "mistral named"])
+def otherwise(cast: Cast, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The chat model has a template that tells of tools in another way."""
+    give_template(monkeypatch, request.param)
 
 
 def ask(cast: Cast, **changes: Any) -> Exchange:
@@ -90,6 +137,34 @@ def name(tool: str) -> dict[str, Any]:
 
 
 async def test_a_named_tool_is_called_whole_and_streamed(cast: Cast, tooled: None) -> None:
+    await check_calls(cast)
+
+
+async def test_other_ways_of_calling_are_understood(cast: Cast, otherwise: None) -> None:
+    """Llama's and Mistral's: a call is made by grammar, read whole and streamed; it goes on from calls and results; text stays text."""
+    await check_calls(cast)
+    calls = [
+        {
+            "id": f"call_{city}",
+            "type": "function",
+            "function": {"name": "weather", "arguments": f'{{"city": "{city}"}}'},
+        }
+        for city in ("Paris", "Rome")
+    ]
+    several = {"role": "assistant", "content": "", "tool_calls": calls}
+    results = [{"role": "tool", "tool_call_id": call["id"], "content": "18"} for call in calls]
+    exchange = ask(cast, messages=[*ASKED, several, *results], max_tokens=3)
+    answer = await exchange.read_json()
+    if exchange.status == 400:  # Llama's template, by its own words
+        assert "one call at a time" in answer["error"]["message"]
+        several["tool_calls"] = calls[:1]
+        exchange = ask(cast, messages=[*ASKED, several, results[0]], max_tokens=3)
+        answer = await exchange.read_json()
+    assert exchange.status == 200 and answer["choices"][0]["message"]["content"], answer
+    assert "tool_calls" not in answer["choices"][0]["message"]
+
+
+async def check_calls(cast: Cast) -> None:
     for tool, arguments in (("weather", {"city": "Paris"}), ("square", {"of": 7})):
         exchange = ask(cast, tool_choice=name(tool))
         answer = await exchange.read_json()
