@@ -62,6 +62,7 @@ def describe_end(answer: Message) -> str:
         message_id=answer.public_id,
         status=answer.status,
         html=render(answer.content),
+        text=answer.content,
         error={"code": answer.error_code, "message": answer.error_message} if answer.error_code else None,
     )
 
@@ -102,10 +103,12 @@ def _write_end(message_id: str, event: Finished, text: str) -> str:
     elif event.finish_reason not in ("stop", "length"):
         status, failure = Message.Status.FAILED, make_failure(event)
         error = {"code": failure.code.value, "message": failure.message}
-    html = render(event.text if event.text is not None else text)
-    return write_frame("finished", message_id=message_id, status=status, html=html, error=error)
+    text = event.text if event.text is not None else text
+    return write_frame("finished", message_id=message_id, status=status, html=render(text), text=text, error=error)
 
 
 async def _tell_failure(message_id: str, failure: AiscaleError, tell: Tell) -> None:
     error = {"code": failure.code.value, "message": failure.message, "retry_after_s": failure.retry_after_s}
-    await tell(write_frame("finished", message_id=message_id, status=Message.Status.FAILED, html="", error=error))
+    await tell(
+        write_frame("finished", message_id=message_id, status=Message.Status.FAILED, html="", text="", error=error)
+    )

@@ -12,7 +12,7 @@ from aiscale.errors import AiscaleError, Code
 from apps.accounts import active_organization
 from apps.accounts.callers import on_thread
 from apps.chat import answers, frames, turns
-from apps.chat.frames import MAX_FRAME_BYTES, Ping, Resume, Send, Stop, read_frame, write_error, write_frame
+from apps.chat.frames import MAX_FRAME_BYTES, Ping, Resume, Retry, Send, Stop, read_frame, write_error, write_frame
 from apps.inference import queue
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         if not await on_thread(self._has_session):
             await self.close(code=NO_SESSION)
             return
-        if isinstance(frame, Send):
+        if isinstance(frame, Send | Retry):
             await self._begin(frame)
         elif isinstance(frame, Stop):
             await self._stop(frame.message_id)
@@ -78,16 +78,20 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         session: Any = self.scope["session"]
         return bool(session.session_key) and session.exists(session.session_key)
 
-    async def _begin(self, frame: Send) -> None:
+    async def _begin(self, frame: Send | Retry) -> None:
         self._check_streams()
-        turn = await turns.begin(
-            self._user_id,
-            frame.conversation_id,
-            frame.model,
-            frame.text,
-            frame.client_id,
-            frame.organization_id or self.scope["session"].get(active_organization.SESSION_KEY),
-        )
+        if isinstance(frame, Retry):
+            turn = await turns.retry(self._user_id, frame.message_id, frame.model, frame.client_id)
+        else:
+            turn = await turns.begin(
+                self._user_id,
+                frame.conversation_id,
+                frame.model,
+                frame.text,
+                frame.client_id,
+                frame.organization_id or self.scope["session"].get(active_organization.SESSION_KEY),
+                frame.replaces,
+            )
         await self.send(
             write_frame(
                 "turn",
@@ -96,6 +100,7 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
                 title=turn.title,
                 question_id=turn.question_id,
                 message_id=turn.answer_id,
+                replaced=turn.replaced,
             )
         )
         if turn.repeated:

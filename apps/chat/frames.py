@@ -13,7 +13,8 @@ class Send(msgspec.Struct, frozen=True, kw_only=True, tag="send", tag_field="typ
     """Say something, in a conversation or (None) in a new one. ``client_id`` makes sending it twice harmless.
 
     ``organization_id`` is that of the page, for a new conversation: another tab may have switched to another since. A conversation
-    is paid by the organization that it was begun in.
+    is paid by the organization that it was begun in. ``replaces`` names an earlier question of the conversation: this one, and its answer,
+    stand in its place and in that of all that followed.
     """
 
     text: str
@@ -21,6 +22,15 @@ class Send(msgspec.Struct, frozen=True, kw_only=True, tag="send", tag_field="typ
     client_id: str
     conversation_id: str | None = None
     organization_id: str | None = None
+    replaces: str | None = None
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True, tag="retry", tag_field="type", forbid_unknown_fields=True):
+    """Ask again for the last answer of a conversation. ``client_id``: as with `Send`."""
+
+    message_id: str
+    model: str
+    client_id: str
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop", tag_field="type", forbid_unknown_fields=True):
@@ -39,7 +49,7 @@ class Ping(msgspec.Struct, frozen=True, kw_only=True, tag="ping", tag_field="typ
     """Ask whether the connection lives."""
 
 
-ClientFrame = Send | Stop | Resume | Ping
+ClientFrame = Send | Retry | Stop | Resume | Ping
 _decoder = msgspec.json.Decoder(ClientFrame)
 _encoder = msgspec.json.Encoder()
 
@@ -52,12 +62,11 @@ def read_frame(text: str) -> ClientFrame:
         raise AiscaleError(Code.INVALID_REQUEST, f"This frame is not understood: {error}.") from error
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise AiscaleError(Code.INVALID_JSON, "A frame must be a JSON object.") from error
-    ids = [
-        getattr(frame, name, None) or "" for name in ("client_id", "conversation_id", "organization_id", "message_id")
-    ]
+    names = ("client_id", "conversation_id", "organization_id", "message_id", "replaces")
+    ids = [getattr(frame, name, None) or "" for name in names]
     if any("\x00" in each for each in ids):
         raise AiscaleError(Code.INVALID_REQUEST, "An id holds a NUL character. Send the ids that the server gave you.")
-    if isinstance(frame, Send) and not 1 <= len(frame.client_id) <= 64:
+    if isinstance(frame, Send | Retry) and not 1 <= len(frame.client_id) <= 64:
         raise AiscaleError(Code.INVALID_REQUEST, "client_id must be 1 to 64 characters.", param="client_id")
     return frame
 

@@ -27,6 +27,13 @@ class Renderer(RendererHTML):
         tokens[idx].attrSet("target", "_blank")
         return str(self.renderToken(tokens, idx, options, env))
 
+    def bullet_list_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
+        # bullets and numbers stand where the list's own letters begin: Hebrew and Arabic on the right
+        tokens[idx].attrSet("dir", "auto")
+        return str(self.renderToken(tokens, idx, options, env))
+
+    ordered_list_open = bullet_list_open
+
     def table_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
         return '<div class="table-scroll" tabindex="0"><table class="table">'
 

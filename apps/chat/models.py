@@ -39,7 +39,11 @@ class Conversation(Row):
 
 
 class Message(Row):
-    """Hold one turn. ``position`` counts from 0 in its conversation; an answer has the ``job_id`` that makes it."""
+    """Hold one turn. ``position`` counts from 0 in its conversation; an answer has the ``job_id`` that makes it.
+
+    A message that was asked anew is kept: ``replaced_by`` is then the position of what stands in its place, and it is no longer part of
+    the talk.
+    """
 
     PUBLIC_ID_PREFIX = "msg"
 
@@ -64,6 +68,7 @@ class Message(Row):
     error_code = models.CharField(max_length=40, blank=True)
     error_message = models.CharField(max_length=500, blank=True)
     completion_tokens = models.PositiveIntegerField(default=0)
+    replaced_by = models.PositiveIntegerField(null=True, blank=True)
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["conversation", "position"], name="message_place")]

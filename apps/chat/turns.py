@@ -3,6 +3,7 @@
 Whatever dies afterwards, the question is kept, and transcripts or the sweep write how its answer ended.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -42,20 +43,39 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     job_id: str
     repeated: bool
     """This question had been sent before: its answer is there, or on its way."""
+    replaced: tuple[str, ...] = ()
+    """The messages that are no longer part of the talk, because this turn stands in their place."""
 
 
 async def begin(
-    user_id: str, conversation_id: str | None, model: str, text: str, client_id: str, organization_id: str | None = None
+    user_id: str,
+    conversation_id: str | None,
+    model: str,
+    text: str,
+    client_id: str,
+    organization_id: str | None = None,
+    replaces: str | None = None,
 ) -> Turn:
     """Write the question and its answer to be, in one transaction. A new conversation belongs to ``organization_id``, by default the
-    user's personal one.
+    user's personal one. ``replaces`` is a question of the conversation that this one stands in for.
 
-    I/O: SQL. Raises: AiscaleError (INVALID_REQUEST, NOT_FOUND for a conversation or organization that is not this user's,
+    I/O: SQL. Raises: AiscaleError (INVALID_REQUEST, NOT_FOUND for a conversation, question or organization that is not this user's,
     PERMISSION_DENIED for a role that may not chat, MODEL_NOT_FOUND).
     """
     check_text(text)
     chosen = await catalog.get_model(model, "generate")
-    return await on_thread(lambda: _begin(user_id, conversation_id, chosen.slug, text, client_id, organization_id))
+    return await on_thread(
+        lambda: _begin(user_id, conversation_id, chosen.slug, text, client_id, organization_id, replaces)
+    )
+
+
+async def retry(user_id: str, message_id: str, model: str, client_id: str) -> Turn:
+    """Ask for the last answer of a conversation again. The one that was there is kept, out of the talk.
+
+    I/O: SQL. Raises: AiscaleError, as `begin`.
+    """
+    chosen = await catalog.get_model(model, "generate")
+    return await on_thread(lambda: _retry(user_id, message_id, chosen.slug, client_id))
 
 
 def check_text(text: str) -> None:
@@ -123,8 +143,42 @@ def find_answer(user_id: str, message_id: str) -> Message | None:
 
 
 def _begin(
-    user_id: str, conversation_id: str | None, model: str, text: str, client_id: str, organization_id: str | None = None
+    user_id: str,
+    conversation_id: str | None,
+    model: str,
+    text: str,
+    client_id: str,
+    organization_id: str | None = None,
+    replaces: str | None = None,
 ) -> Turn:
+    def write(user: User, client_key: str) -> Turn:
+        conversation, position = _open(user, conversation_id, model, text, organization_id)
+        replaced = _replace(conversation, replaces, position, text) if replaces is not None else ()
+        return _write(conversation, position, text, client_key, replaced)
+
+    return _write_once(user_id, client_id, write)
+
+
+def _retry(user_id: str, message_id: str, model: str, client_id: str) -> Turn:
+    def write(user: User, client_key: str) -> Turn:
+        answer = find_answer(user_id, message_id)
+        if answer is None:
+            raise AiscaleError(Code.NOT_FOUND, "This message does not exist.", param="message_id")
+        conversation, position = _open(user, answer.conversation.public_id, model, "", None)
+        standing = conversation.messages.filter(replaced_by=None).order_by("-position")
+        question, last = standing.filter(role=Message.Role.USER).first(), standing.first()
+        if question is None or last is None or last.pk != answer.pk:
+            message = "Only the last answer can be asked for again. Edit the question of an earlier one instead."
+            raise AiscaleError(Code.INVALID_REQUEST, message, param="message_id")
+        standing.filter(pk=answer.pk).update(replaced_by=position)
+        again = _make_answer(conversation, position, client_key)
+        return _describe(conversation, question, again, repeated=False, replaced=(answer.public_id,))
+
+    return _write_once(user_id, client_id, write)
+
+
+def _write_once(user_id: str, client_id: str, write: Callable[[User, str], Turn]) -> Turn:
+    """Write a turn in one transaction; one that was written before is told again."""
     client_key = f"{user_id}:{client_id}"
     try:
         with transaction.atomic():
@@ -133,10 +187,7 @@ def _begin(
             if user is None:
                 message = "This account is not active. Ask the administrator of this service."
                 raise AiscaleError(Code.ACCOUNT_INACTIVE, message)
-            if (known := _find_known(client_key)) is not None:
-                return known
-            conversation, position = _open(user, conversation_id, model, text, organization_id)
-            return _write(conversation, position, text, client_key)
+            return _find_known(client_key) or write(user, client_key)
     except IntegrityError:
         # the same message came twice at once
         known = _find_known(client_key)
@@ -180,18 +231,43 @@ def _check_right(user: User, organization_id: str) -> Organization:
     return place.organization
 
 
-def _write(conversation: Conversation, position: int, text: str, client_key: str) -> Turn:
+def _replace(conversation: Conversation, message_id: str, by: int, text: str) -> tuple[str, ...]:
+    """Take a question, and all that followed, out of the talk. Raises: AiscaleError (NOT_FOUND)."""
+    standing = conversation.messages.filter(replaced_by=None).order_by("position")
+    question = standing.filter(public_id=message_id, role=Message.Role.USER).first()
+    if question is None:
+        raise AiscaleError(Code.NOT_FOUND, "The question that you edit is no longer there.", param="replaces")
+    if (
+        conversation.title == make_title(question.content)
+        and not standing.filter(position__lt=question.position).exists()
+    ):
+        conversation.title = make_title(text)
+        conversation.save(update_fields=["title", "updated_at"])
+    later = standing.filter(position__gte=question.position)
+    replaced = tuple(later.values_list("public_id", flat=True))
+    later.update(replaced_by=by)
+    return replaced
+
+
+def _write(
+    conversation: Conversation, position: int, text: str, client_key: str, replaced: tuple[str, ...] = ()
+) -> Turn:
     question = Message.objects.create(
         conversation=conversation, position=position, role=Message.Role.USER, content=text, client_key=client_key
     )
-    answer = Message.objects.create(
+    answer = _make_answer(conversation, position + 1)
+    return _describe(conversation, question, answer, repeated=False, replaced=replaced)
+
+
+def _make_answer(conversation: Conversation, position: int, client_key: str | None = None) -> Message:
+    return Message.objects.create(
         conversation=conversation,
-        position=position + 1,
+        position=position,
         role=Message.Role.ASSISTANT,
         status=Message.Status.PENDING,
         job_id=make_public_id("job"),
+        client_key=client_key,
     )
-    return _describe(conversation, question, answer, repeated=False)
 
 
 def make_title(text: str) -> str:
@@ -201,14 +277,22 @@ def make_title(text: str) -> str:
 
 
 def _find_known(client_key: str) -> Turn | None:
-    question = Message.objects.select_related("conversation__organization").filter(client_key=client_key).first()
-    if question is None:
+    first = Message.objects.select_related("conversation__organization").filter(client_key=client_key).first()
+    if first is None:
         return None
-    answer = Message.objects.get(conversation=question.conversation, position=question.position + 1)
-    return _describe(question.conversation, question, answer, repeated=True)
+    said = first.conversation.messages
+    if first.role == Message.Role.USER:
+        question, answer = first, said.get(position=first.position + 1)
+    else:
+        questions = said.filter(role=Message.Role.USER, position__lt=first.position).order_by("-position")
+        question, answer = questions[0], first
+    replaced = tuple(said.filter(replaced_by=first.position).order_by("position").values_list("public_id", flat=True))
+    return _describe(first.conversation, question, answer, repeated=True, replaced=replaced)
 
 
-def _describe(conversation: Conversation, question: Message, answer: Message, *, repeated: bool) -> Turn:
+def _describe(
+    conversation: Conversation, question: Message, answer: Message, *, repeated: bool, replaced: tuple[str, ...]
+) -> Turn:
     return Turn(
         conversation_id=conversation.public_id,
         organization_id=conversation.organization.public_id,
@@ -219,6 +303,7 @@ def _describe(conversation: Conversation, question: Message, answer: Message, *,
         answer_id=answer.public_id,
         job_id=answer.job_id or "",
         repeated=repeated,
+        replaced=replaced,
     )
 
 
@@ -236,7 +321,7 @@ async def _fit(turn: Turn, plan_slug: str) -> list[ChatMessage]:
 
 def _read_history(turn: Turn) -> list[ChatMessage]:
     rows: Any = (
-        Message.objects.filter(conversation__public_id=turn.conversation_id)
+        Message.objects.filter(conversation__public_id=turn.conversation_id, replaced_by=None)
         .exclude(public_id=turn.answer_id)
         .order_by("-position")
         .values_list("role", "content")[:HISTORY_MESSAGES]

@@ -9,6 +9,7 @@ urlpatterns = [
     path("", views.show_home, name="home"),
     path("c/", views.list_conversations, name="list"),
     path("c/<str:conversation_id>/", views.show_conversation, name="conversation"),
+    path("c/<str:conversation_id>/export/", views.export, name="export"),
     path("c/<str:conversation_id>/rename/", views.rename, name="rename"),
     path("c/<str:conversation_id>/delete/", views.delete, name="delete"),
 ]

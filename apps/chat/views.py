@@ -7,9 +7,11 @@ from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.paginator import Paginator
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse
+from django.db.models import Q
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
+from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
@@ -17,7 +19,7 @@ from aiscale.db import format_usd
 from apps.accounts import active_organization, callers, roles
 from apps.accounts.models import User
 from apps.accounts.roles import Right
-from apps.chat import markdown
+from apps.chat import exports, markdown
 from apps.chat.models import Conversation, Message
 from apps.chat.turns import TITLE_CHARS
 from apps.inference.models import Model
@@ -51,11 +53,27 @@ def show_conversation(request: HttpRequest, conversation_id: str) -> HttpRespons
 @never_cache
 @require_http_methods(["GET", "HEAD"])
 def list_conversations(request: HttpRequest) -> HttpResponse:
-    """List all of the user's conversations in the active organization, a page at a time."""
+    """List the user's conversations in the active organization, a page at a time: all, or those in which ``?q=`` was said."""
     active = active_organization.get_active(request)
     found = Conversation.objects.list_of(_user(request).pk).filter(organization=active.organization_id)
+    words = request.GET.get("q", "").replace("\x00", "").strip()[:200]
+    if words:
+        said = Message.objects.filter(conversation__user=_user(request), content__icontains=words, replaced_by=None)
+        found = found.filter(Q(title__icontains=words) | Q(pk__in=said.values("conversation_id")))
     page = Paginator(found, PAGE).get_page(request.GET.get("page"))
-    return render(request, "chat/list.html", {"page": page})
+    return render(request, "chat/list.html", {"page": page, "words": words})
+
+
+@login_required
+@never_cache
+@require_http_methods(["GET", "HEAD"])
+def export(request: HttpRequest, conversation_id: str) -> HttpResponseBase:
+    """Hand a conversation over as a file: ``?format=markdown`` or ``json``."""
+    conversation = _get_own(request, conversation_id)
+    write, content_type, ending = exports.FORMATS.get(request.GET.get("format", ""), exports.FORMATS["markdown"])
+    response = StreamingHttpResponse(write(conversation), content_type=content_type)
+    response["Content-Disposition"] = f'attachment; filename="{conversation.public_id}.{ending}"'
+    return response
 
 
 @login_required
@@ -68,7 +86,7 @@ def rename(request: HttpRequest, conversation_id: str) -> HttpResponse:
         conversation.save(update_fields=["title", "updated_at"])
     else:
         messages.error(request, "A conversation needs a name.")
-    return redirect("chat:conversation", conversation.public_id)
+    return _go_back(request) or redirect("chat:conversation", conversation.public_id)
 
 
 @login_required
@@ -81,7 +99,14 @@ def delete(request: HttpRequest, conversation_id: str) -> HttpResponse:
         conversation.title, conversation.deleted_at = "", timezone.now()
         conversation.save(update_fields=["title", "deleted_at", "updated_at"])
     messages.success(request, "The conversation is deleted.")
-    return redirect("chat:home")
+    back = _go_back(request)
+    return redirect("chat:home") if back is None or conversation.public_id in request.POST["next"] else back
+
+
+def _go_back(request: HttpRequest) -> HttpResponse | None:
+    """Return to the page that the form was sent from, where it says so."""
+    place = request.POST.get("next", "")
+    return redirect(place) if url_has_allowed_host_and_scheme(place, {request.get_host()}) else None
 
 
 def _user(request: HttpRequest) -> User:
@@ -135,7 +160,7 @@ def _read_messages(request: HttpRequest, conversation: Conversation | None) -> t
     """Return the messages to show, and the position before which there are more."""
     if conversation is None:
         return [], None
-    found = conversation.messages.order_by("-position")
+    found = conversation.messages.filter(replaced_by=None).order_by("-position")
     before = request.GET.get("before", "")
     if before.isascii() and before.isdigit() and len(before) < 9:
         found = found.filter(position__lt=int(before))

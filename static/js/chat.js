@@ -1,10 +1,12 @@
 // The chat page: what is written goes out over the socket, what comes in goes into the thread. The server renders markdown.
+import { dress, setSource, watchMessages } from "./messages.js";
+import * as sidebar from "./sidebar.js";
 import { ChatSocket } from "./socket.js";
 
 const byId = (id) => document.getElementById(id);
 const thread = byId("thread"), scroll = byId("scroll"), composer = byId("composer"), text = byId("text");
 const sendButton = byId("send"), stopButton = byId("stop"), notice = byId("notice"), state = byId("state"), jump = byId("jump");
-const shell = byId("shell"), announcer = byId("announcer");
+const announcer = byId("announcer");
 
 let conversationId = thread.dataset.conversation || null;
 let unsent = null; // the message that the server has not confirmed yet
@@ -20,7 +22,8 @@ function addMessage(role, id) {
   if (id) article.id = id;
   article.innerHTML = role === "user"
     ? '<div class="body text"></div>'
-    : '<div class="body"><div class="done prose"></div><div class="tail text"></div></div><p class="note" hidden></p>';
+    : '<div class="body"><div class="done prose"></div><div class="tail text"></div></div><p class="note" hidden></p><div class="source" hidden></div>';
+  dress(article);
   thread.append(article);
   return article;
 }
@@ -92,10 +95,11 @@ jump.addEventListener("click", () => { following = true; follow(); text.focus();
 const handlers = {
   turn(frame) {
     if (unsent && unsent.frame.client_id === frame.client_id) {
-      unsent.article.id = frame.question_id;
+      if (unsent.article) unsent.article.id = frame.question_id;
       unsent = null;
     }
     openConversation(frame);
+    frame.replaced.forEach((id) => byId(id)?.remove());
     const answer = byId(frame.message_id) ?? addMessage("assistant", frame.message_id);
     answer.dataset.status = "pending";
   },
@@ -117,11 +121,12 @@ const handlers = {
     part(answer, "done").insertAdjacentHTML("beforeend", html);
     showTail(answer, tail);
   },
-  finished({ message_id, status, html, error }) {
+  finished({ message_id, status, html, text: words, error }) {
     const answer = byId(message_id);
     if (!answer) return;
     answer.dataset.status = status;
     part(answer, "done").innerHTML = html;
+    setSource(answer, words);
     showTail(answer, "");
     if (status === "stopped") setNote(answer, "You stopped this answer.");
     else if (error) setNote(answer, error.message, true);
@@ -135,8 +140,8 @@ const handlers = {
   error(frame) {
     if (unsent && frame.client_id === unsent.frame.client_id) {
       // it was not taken: the words go back into the box
-      unsent.article.remove();
-      if (!text.value) text.value = unsent.frame.text;
+      unsent.article?.remove();
+      if (!text.value) text.value = unsent.frame.text ?? "";
       unsent = null;
       byId("empty").hidden = thread.querySelector(".message") !== null;
       resize();
@@ -147,20 +152,19 @@ const handlers = {
 };
 
 function openConversation({ conversation_id, title }) {
-  if (conversationId === conversation_id) return;
-  conversationId = conversation_id;
-  history.replaceState(null, "", `/c/${conversation_id}/`);
   document.title = `${title} · aiscale`;
   byId("chat-title").textContent = byId("new-title").value = title;
+  if (conversationId === conversation_id) {
+    sidebar.retitle(conversation_id, title);
+    return;
+  }
+  conversationId = conversation_id;
+  history.replaceState(null, "", `/c/${conversation_id}/`);
   byId("rename-form").action = `/c/${conversation_id}/rename/`;
   byId("delete-form").action = `/c/${conversation_id}/delete/`;
+  document.querySelectorAll("[data-export]").forEach((link) => { link.href = `/c/${conversation_id}/export/?format=${link.dataset.export}`; });
   byId("chat-menu").hidden = false;
-  const item = document.createElement("li"), link = document.createElement("a");
-  link.href = `/c/${conversation_id}/`;
-  link.textContent = title;
-  link.setAttribute("aria-current", "page");
-  item.append(link);
-  byId("conversation-list").prepend(item);
+  sidebar.addConversation(conversation_id, title);
 }
 
 function showNotice(words) {
@@ -194,22 +198,40 @@ function resize() {
   text.style.height = `${text.scrollHeight}px`;
 }
 
-function sendText() {
-  const words = text.value.trim();
-  if (!words || text.disabled || unsent || pending().length || !byId("model").value) return;
+const isReady = () => !text.disabled && !unsent && !pending().length && Boolean(byId("model").value);
+
+function ask(frame, article) {
   showNotice("");
-  const article = addMessage("user");
-  part(article, "body").textContent = words;
-  const frame = { type: "send", client_id: newId(), conversation_id: conversationId, organization_id: thread.dataset.organization, model: byId("model").value, text: words };
-  unsent = { frame, article };
-  text.value = "";
-  resize();
+  unsent = { frame: { ...frame, client_id: newId(), model: byId("model").value }, article };
   // when the socket is away, it is sent as soon as it is back
-  if (socket.isOpen) socket.send(frame);
+  if (socket.isOpen) socket.send(unsent.frame);
   following = true;
   showBusy();
   follow();
 }
+
+function say(words, replaces) {
+  if (!words || !isReady()) return false;
+  const article = addMessage("user");
+  part(article, "body").textContent = words;
+  ask({ type: "send", conversation_id: conversationId, organization_id: thread.dataset.organization, text: words, ...(replaces && { replaces }) }, article);
+  return true;
+}
+
+function sendText() {
+  if (!say(text.value.trim())) return;
+  text.value = "";
+  resize();
+}
+
+watchMessages(thread, {
+  send: say,
+  retry(id) {
+    if (!isReady()) return;
+    ask({ type: "retry", message_id: id }, null);
+    text.focus({ preventScroll: true });
+  },
+});
 
 function stopAnswers() {
   pending().forEach((answer) => socket.send({ type: "stop", message_id: answer.id }));
@@ -230,21 +252,10 @@ document.querySelectorAll("[data-starter]").forEach((button) => button.addEventL
   text.focus();
 }));
 
-// --- the list of conversations on small screens ----------------------------------------------------------------------------
-
-function showSidebar(open) {
-  shell.classList.toggle("open", open);
-  byId("veil").hidden = !open;
-  byId("open-sidebar").setAttribute("aria-expanded", String(open));
-  (open ? byId("close-sidebar") : byId("open-sidebar")).focus();
-}
-byId("open-sidebar").addEventListener("click", () => showSidebar(true));
-byId("close-sidebar").addEventListener("click", () => showSidebar(false));
-byId("veil").addEventListener("click", () => showSidebar(false));
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape") return;
+  if (event.key !== "Escape" || event.defaultPrevented || byId("manage").open) return;
   if (byId("chat-menu").open) byId("chat-menu").open = false;
-  else if (shell.classList.contains("open")) showSidebar(false);
+  else if (sidebar.isOpen()) sidebar.show(false);
   else stopAnswers();
 });
 

@@ -24,6 +24,8 @@ from tests.apps.gateway.driver import Exchange
 from tests.apps.spend.cast import ADA
 
 FRAMES = [
+    ("retry", "message"),
+    ("retry", "message-of-removed"),
     ("send", "new"),
     ("send", "personal"),
     ("send", "conversation"),
@@ -164,8 +166,10 @@ async def open_talk(world: World, role: str) -> Talk:
 
 def make_frame(world: World, kind: str, what: str, role: str) -> dict[str, Any]:
     frame = {"type": kind}
+    if kind in ("send", "retry"):
+        frame |= {"model": CHAT, "client_id": f"{kind}-{what}-{role}"}
     if kind == "send":
-        frame |= {"text": "Hello", "model": CHAT, "client_id": f"{what}-{role}"}
+        frame |= {"text": "Hello"}
     targets = {
         "new": {"organization_id": world.acme.public_id},
         "personal": {},

@@ -1,0 +1,74 @@
+// What can be done with a message: copy an answer, ask for it again, edit a question.
+const BUTTONS = { assistant: [["copy", "Copy"], ["retry", "Try again"]], user: [["edit", "Edit"]] };
+const roleOf = (article) => (article.classList.contains("user") ? "user" : "assistant");
+
+export function dress(article) {
+  const row = document.createElement("div");
+  row.className = "message-actions";
+  for (const [act, label] of BUTTONS[roleOf(article)]) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.dataset.act = act;
+    button.textContent = label;
+    row.append(button);
+  }
+  article.append(row);
+}
+
+export function setSource(article, words) {
+  const source = article.querySelector(".source");
+  if (source) source.textContent = words;
+}
+
+async function copy(button, words) {
+  try {
+    await navigator.clipboard.writeText(words);
+    button.textContent = "Copied";
+  } catch {
+    button.textContent = "Select and copy by hand";
+  }
+  setTimeout(() => { button.textContent = "Copy"; }, 1800);
+}
+
+function edit(article, button, send) {
+  const body = article.querySelector(".body");
+  const form = document.createElement("form");
+  form.className = "edit";
+  form.innerHTML = '<textarea rows="1" maxlength="32000" required aria-label="Your message, edited"></textarea>'
+    + '<div class="buttons"><button type="button" class="button small" data-cancel>Cancel</button><button class="button small button-primary">Send</button></div>'
+    + '<p class="hint">It takes the place of this message and of all that follows.</p>';
+  const text = form.querySelector("textarea");
+  const resize = () => { text.style.height = "auto"; text.style.height = `${text.scrollHeight}px`; };
+  const close = () => { form.remove(); article.classList.remove("editing"); };
+  const submit = () => { if (text.value.trim() && send(text.value.trim(), article.id)) close(); };
+  text.value = body.textContent;
+  text.addEventListener("input", resize);
+  form.addEventListener("submit", (event) => { event.preventDefault(); submit(); });
+  form.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") {
+      event.stopPropagation();
+      close();
+      button.focus();
+    } else if (event.key === "Enter" && event.target === text && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      submit();
+    }
+  });
+  form.querySelector("[data-cancel]").addEventListener("click", () => { close(); button.focus(); });
+  article.classList.add("editing");
+  article.prepend(form);
+  resize();
+  text.focus();
+}
+
+// `send(words, replaces)` and `retry(id)` tell whether the message was taken.
+export function watchMessages(thread, { send, retry }) {
+  thread.querySelectorAll(".message").forEach(dress);
+  thread.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-act]"), article = button?.closest(".message");
+    if (!article) return;
+    if (button.dataset.act === "copy") copy(button, article.querySelector(".source").textContent);
+    else if (button.dataset.act === "retry") retry(article.id);
+    else edit(article, button, send);
+  });
+}
