@@ -106,6 +106,7 @@ class Env:
     encoder_batch_tokens: int
     """The most tokens of one encoder run, padding counted."""
     encoder_wait_ms: int
+    prefill_stall_ms: int
     """How long an encoder that is not idle may wait for more texts to share a run."""
     engine_runner: str
     """``onnx``, or ``fake``: a deterministic runner without a model, for tests of everything around it."""
@@ -182,6 +183,7 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
         encoder_batch=read_int(e, "AISCALE_ENCODER_BATCH", 32, low=1, high=1024),
         encoder_batch_tokens=read_int(e, "AISCALE_ENCODER_BATCH_TOKENS", 1024, low=1, high=1_048_576),
         encoder_wait_ms=read_int(e, "AISCALE_ENCODER_WAIT_MS", 2, low=0, high=1000),
+        prefill_stall_ms=read_int(e, "AISCALE_PREFILL_STALL_MS", 100, low=1, high=60_000),
         engine_runner=runner,
         fake_step_ms=read_int(e, "AISCALE_FAKE_STEP_MS", 5, low=0, high=10_000),
         worker_models=read_list(e, "AISCALE_WORKER_MODELS"),

@@ -65,6 +65,11 @@ ENGINE_KV_TOKENS = Gauge(
     "Tokens whose keys and values have their place: of the running, and kept",
     ["model", "version", "use"],
 )
+ENGINE_GUESSED_TOKENS = Counter(
+    "aiscale_engine_guessed_tokens",
+    "Tokens that were guessed by prompt look-up and computed ahead (right or wrong)",
+    ["model", "result"],
+)
 ENGINE_PREFIX_TOKENS = Counter(
     "aiscale_engine_prefix_tokens",
     "Prompt tokens of the requests that began (asked), and found kept (reused)",

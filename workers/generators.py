@@ -8,6 +8,7 @@ import psutil
 from aiscale.observability import (
     ENGINE_BATCH_SIZE,
     ENGINE_FIRST_TOKEN_SECONDS,
+    ENGINE_GUESSED_TOKENS,
     ENGINE_KV_TOKENS,
     ENGINE_PREFIX_TOKENS,
     ENGINE_RUNNING,
@@ -18,9 +19,10 @@ from aiscale.observability import (
 )
 from aiscale.wire.manifest import Manifest
 from workers.config import ENV
-from workers.engine.engine import Engine, StepReport
+from workers.engine.engine import Engine
 from workers.engine.runner import Runner
 from workers.engine.runner_fake import FakeRunner
+from workers.engine.step_report import StepReport
 
 KEPT_PLACES = 64
 """How many beginnings of prompts are kept, memory permitting."""
@@ -33,7 +35,12 @@ def open_engine(directory: Path, manifest: Manifest, providers: list[str]) -> En
     """I/O: loads the model. The engine is not started yet."""
     runner = _open_runner(directory, manifest, providers)
     return Engine(
-        runner, manifest.eos_token_ids, meter(manifest.name, manifest.version), kv_tokens=count_kv_tokens(manifest)
+        runner,
+        manifest.eos_token_ids,
+        meter(manifest.name, manifest.version),
+        kv_tokens=count_kv_tokens(manifest),
+        stall_s=ENV.prefill_stall_ms / 1000,
+        speculates="by chance" if manifest.batch_invariant else "always",
     )
 
 
@@ -73,6 +80,8 @@ def meter(name: str, version: str) -> Callable[[StepReport], None]:
         ENGINE_WAITING.labels(name, version).set(step.waiting)
         ENGINE_TOKENS.labels(name, "prompt").inc(step.prefilled)
         ENGINE_TOKENS.labels(name, "completion").inc(len(step.gaps_s) + len(step.first_tokens_s))
+        ENGINE_GUESSED_TOKENS.labels(name, "right").inc(step.guessed_right)
+        ENGINE_GUESSED_TOKENS.labels(name, "wrong").inc(step.guessed - step.guessed_right)
         ENGINE_PREFIX_TOKENS.labels(name, "asked").inc(step.asked)
         ENGINE_PREFIX_TOKENS.labels(name, "reused").inc(step.reused)
         ENGINE_KV_TOKENS.labels(name, version, "running").set(step.kv_tokens)

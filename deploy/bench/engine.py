@@ -7,6 +7,7 @@
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
@@ -25,11 +26,12 @@ from workers.artifacts.fetch import fetch
 from workers.engine.detokenizer import Detokenizer
 from workers.engine.engine import Engine
 from workers.engine.runner_onnx import OnnxRunner
+from workers.engine.scheduler import STALL_S
 from workers.engine.sequence import Params, Sequence
 
 MODEL = "smollm2-135m-instruct"
 WIDTHS = (1, 4, 8, 16, 32)
-PROMPT_TOKENS, LONG_TOKENS = 50, 400
+PROMPT_TOKENS, LONG_TOKENS, STALL_TOKENS = 50, 400, 1000
 SLOT_TOKENS = 512
 NEVER_S = 1e12
 MOST_DISTURBED = 0.25
@@ -38,24 +40,32 @@ MOST_TRIES = 5
 
 
 class Ours:
-    name = "engine"
-
-    def __init__(self, directory, threads):
+    def __init__(self, directory, threads, *, slots=33, context_tokens=SLOT_TOKENS, speculates="never"):
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         runner = OnnxRunner(
-            directory, slots=33, context_tokens=SLOT_TOKENS, providers=["CPUExecutionProvider"], threads=threads
+            directory, slots=slots, context_tokens=context_tokens, providers=["CPUExecutionProvider"], threads=threads
         )
-        self.engine = Engine(runner, ())
+        self.name = f"guesses {speculates}"
+        self.guessed = self.right = self.longest_chunk = 0
+        self.engine = Engine(runner, (), self.on_step, speculates=speculates)
         self.engine.start()
         self.count = 0
 
-    def start(self, prompt, max_tokens):
-        """Start a request; return (set at its first token, set at its end)."""
+    def on_step(self, report):
+        self.guessed += report.guessed
+        self.right += report.guessed_right
+        if report.decoded:
+            self.longest_chunk = max(self.longest_chunk, report.prefilled)
+
+    def start(self, prompt, max_tokens, told_at=None):
+        """Start a request; return (set at its first token, set at its end). ``told_at`` gets the times of its tokens."""
         first, done = threading.Event(), threading.Event()
 
         def on_output(output):
             if output.completion_tokens:
                 first.set()
+            if told_at is not None:
+                told_at.append(time.perf_counter())
             if output.end is not None:
                 done.set()
 
@@ -138,6 +148,66 @@ def measure_first_token(side, running, seed):
     return waited_ms
 
 
+def show_stall(directory, threads):
+    """Print how long eight running streams wait for a token while a long prompt comes in, beside how long they wait without it."""
+    side = Ours(directory, threads, slots=9, context_tokens=1280)
+    gaps_ms = {}
+    for label, count in (("warm", 1), ("without", 0), ("with", 1)):
+        told = [[] for _ in range(8)]
+        ends = [side.start(prompt, 200, at)[1] for prompt, at in zip(make_prompts(8, 8, 3), told, strict=True)]
+        time.sleep(0.5)
+        from_s, side.longest_chunk = time.perf_counter(), 0
+        for prompt in make_prompts(count, STALL_TOKENS, 4):
+            side.start(prompt, 1)[1].wait()
+        until_s = time.perf_counter() if count else from_s + 1.5
+        time.sleep(max(until_s - time.perf_counter(), 0))
+        side.stop_running()
+        for end in ends:
+            end.wait()
+        gaps_ms[label] = [
+            (b - a) * 1e3 for at in told for a, b in itertools.pairwise(at) if from_s <= a and b <= until_s
+        ]
+    side.engine.stop()
+    most, middle = ({label: how(found) for label, found in gaps_ms.items()} for how in (max, statistics.median))
+    print(
+        f"a prompt of {STALL_TOKENS} tokens among 8 streams: a token after {middle['with']:.0f} ms, {most['with']:.0f} at the latest; "
+        f"without it {middle['without']:.0f} and {most['without']:.0f}. Prompts may take {STALL_S * 1e3:.0f} ms of a step: "
+        f"at most {side.longest_chunk} tokens did",
+        flush=True,
+    )
+
+
+COPY = "The harbour lay still in the early light, and the boats had not yet left for the open sea."
+GUESSED_AT = (
+    ("copy a text word for word", f"Repeat these sentences exactly, twice:\n\n{COPY} {COPY}", 96),
+    ("tell a story", "Write a story about a lighthouse keeper who finds a letter.", 96),
+    ("random tokens", None, 96),
+)
+
+
+def show_guesses(directory, threads, rounds):
+    """Print tokens/s of one greedy stream with guesses from the text and without, where that gains and where it does not."""
+    sides = [Ours(directory, threads, slots=1, speculates=when) for when in ("always", "never")]
+    template = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    print(f"{'one stream, tokens/s':>32} {'guessing':>10} {'without':>10} {'ratio':>7}")
+    for label, text, tokens in GUESSED_AT:
+        prompt = sides[0].tokenizer.encode(template.format(text)).ids if text else make_prompts(1, PROMPT_TOKENS, 7)[0]
+        guessing = sides[0]
+        guessing.guessed = guessing.right = 0
+
+        def measure(side, _, prompt=prompt, tokens=tokens):
+            first, done = side.start(prompt, tokens)
+            first.wait()
+            started = time.perf_counter()
+            done.wait()
+            return (tokens - 1) / (time.perf_counter() - started)
+
+        compare(label, sides, rounds, measure)
+        print(f"{'':>32} {guessing.right} of {guessing.guessed} guesses were right, in all rounds")
+    for side in sides:
+        side.engine.stop()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models-dir", type=Path, default=env.load().models_dir)
@@ -166,6 +236,9 @@ def main():
         for running in (8, 16):
             label = f"first token, {running} running, ms"
             compare(label, sides, options.rounds, lambda side, n, r=running: measure_first_token(side, r, n))
+        sides[0].engine.stop()
+    show_stall(options.models_dir / MODEL / manifest.version, threads)
+    show_guesses(options.models_dir / MODEL / manifest.version, threads, options.rounds)
 
 
 def disturbed_by(measure, *arguments):

@@ -18,6 +18,7 @@ from workers.engine.engine import Engine
 from workers.engine.runner_fake import FakeRunner
 from workers.engine.sampler import make_rng
 from workers.engine.sequence import Output, Params, Sequence
+from workers.engine.step_report import StepReport
 
 VOCABULARY, FIRST, EOS = 120, 10, 119
 
@@ -242,6 +243,27 @@ def test_choices_share_one_prefill_and_draw_apart() -> None:
     assert len({each.text for each in choices}) == 5
     assert sorted(runner.released) == sorted([0, *range(5)])
     engine.stop()
+
+
+def test_a_long_prompt_keeps_running_streams_waiting_for_a_bounded_part_of_it(runner: WatchedRunner) -> None:
+    """Between two tokens of a running stream: at most ``step_tokens`` of prompts, however many and long these are."""
+    runner = WatchedRunner(context_tokens=2_000)
+    reports: list[StepReport] = []
+    engine = Engine(runner, (), reports.append, step_tokens=50)
+    streams, long = [Asked(f"s{n}", max_tokens=300) for n in range(8)], [Asked(f"l{n}", [5] * 1_500) for n in range(3)]
+    submit(engine, *streams)
+    for _ in range(3):
+        engine.step()
+    submit(engine, *long)
+    while not all(each.sequence.ended for each in long):
+        before = [len(each.sequence.tokens) for each in streams]
+        engine.step()
+        assert [len(each.sequence.tokens) for each in streams] == [count + 1 for count in before], (
+            "everybody, each step"
+        )
+    assert max(report.prefilled for report in reports[3:]) <= 51
+    assert sum(report.prefilled for report in reports) == 8 * 3 + 3 * 1_500
+    assert 90 <= len(reports) <= 100
 
 
 def test_choices_end_together_when_their_job_is_aborted(engine: Engine, runner: WatchedRunner) -> None:

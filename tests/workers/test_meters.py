@@ -2,7 +2,7 @@
 
 from prometheus_client import REGISTRY
 
-from workers.engine.engine import StepReport
+from workers.engine.step_report import StepReport
 from workers.generators import forget_gauges, meter
 
 

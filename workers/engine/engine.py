@@ -5,7 +5,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,35 +12,12 @@ from numpy.typing import NDArray
 from workers.engine.prefix_cache import PrefixCache
 from workers.engine.runner import Chunk, Runner
 from workers.engine.sampler import Chosen, choose
-from workers.engine.scheduler import Pace, Scheduler
+from workers.engine.scheduler import STALL_S, Pace, Scheduler
 from workers.engine.sequence import EndReason, Logprob, Output, Sequence
+from workers.engine.speculation import MOST_STREAMS, Guesser, Speculates, may_guess
+from workers.engine.step_report import StepReport
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class StepReport:
-    """Tell what one step did."""
-
-    seconds: float = 0.0
-    running: int = 0
-    waiting: int = 0
-    prefilled: int = 0
-    """Prompt tokens computed."""
-    decoded: int = 0
-    """Sequences that got a token by decoding."""
-    reused: int = 0
-    """Prompt tokens that were found in the prefix cache."""
-    asked: int = 0
-    """Prompt tokens of the requests that began."""
-    kv_tokens: int = 0
-    """Tokens that the running may come to hold."""
-    kept_tokens: int = 0
-    """Tokens in the prefix cache."""
-    first_tokens_s: list[float] = field(default_factory=list)
-    """Arrival to first token, of those that got theirs."""
-    gaps_s: list[float] = field(default_factory=list)
-    """Token to token, of those that got another."""
 
 
 class Engine:
@@ -54,14 +30,18 @@ class Engine:
         on_step: Callable[[StepReport], None] | None = None,
         kv_tokens: int | None = None,
         step_tokens: int | None = None,
+        stall_s: float = STALL_S,
+        speculates: Speculates = "never",
     ) -> None:
         """``on_step`` is called after each step, on the engine's thread. ``kv_tokens`` bounds the memory of keys and values, kept
-        beginnings included (None: as many as the slots can hold); ``step_tokens`` the prompt tokens of a step (None: by their time)."""
+        beginnings included (None: as many as the slots can hold); ``step_tokens`` the prompt tokens of a step (None: as many as keep
+        running streams waiting for ``stall_s``). ``speculates`` says for which requests tokens are guessed (`speculation`)."""
         self.runner = runner
         self._eos = frozenset(eos_token_ids)
         self._on_step = on_step
-        self._pace = Pace()
+        self._pace = Pace(stall_s)
         self._step_tokens = step_tokens
+        self._speculates = speculates
         budget_tokens = runner.slots * runner.context_tokens if kv_tokens is None else kv_tokens
         self._scheduler = Scheduler(runner.slots, max(budget_tokens, runner.context_tokens), runner.context_tokens)
         self._prefixes = PrefixCache(runner.kept_places)
@@ -233,7 +213,8 @@ class Engine:
         self._take(sequences, np.tile(logits, (len(sequences), 1)))
 
     def _decode(self, sequences: list[Sequence]) -> None:
-        if not sequences:
+        guesses = self._guess(sequences)
+        if not sequences or (any(guesses) and self._decode_ahead(sequences, guesses)):
             return
         chunks = [Chunk(s.slot, s.tokens[-1:], s.position) for s in sequences]
         computed = self._compute(sequences, chunks)
@@ -242,6 +223,44 @@ class Engine:
             self._take(sequences, self._whole)
         elif going:
             self._take([s for s, _ in going], np.stack([row for _, row in going]))
+
+    def _guess(self, sequences: list[Sequence]) -> list[list[int]]:
+        """Guess how each goes on; nothing, unless all of them may be guessed at: they share the call."""
+        if len(sequences) > MOST_STREAMS or not all(may_guess(self._speculates, s.params) for s in sequences):
+            return []
+        guesses = []
+        for sequence in sequences:
+            if sequence.guesser is None:
+                sequence.guesser = Guesser([*sequence.prompt, *sequence.tokens])
+            left = sequence.params.max_tokens - len(sequence.tokens)
+            room = self.runner.context_tokens - sequence.position - 1
+            guesses.append(sequence.guesser.guess(min(left, room) - 1))
+        return guesses
+
+    def _decode_ahead(self, sequences: list[Sequence], guesses: list[list[int]]) -> bool:
+        """Decode with guesses: as many tokens of each as are what would be chosen anyway. False when it cannot be computed so."""
+        chunks = [
+            Chunk(s.slot, [s.tokens[-1], *guess], s.position) for s, guess in zip(sequences, guesses, strict=True)
+        ]
+        try:
+            logits = self.runner.compute(chunks, every=True)
+        except Exception:
+            log.exception("guesses could not be computed", extra={"job_id": sequences[0].job_id})
+            return False
+        at = 0
+        for sequence, guess in zip(sequences, guesses, strict=True):
+            rows, right = logits[at : at + len(guess) + 1], 0
+            at += len(rows)
+            for row, guessed in zip(rows, [*guess, None], strict=True):
+                self._take([sequence], row[None])
+                if sequence.ended or sequence.tokens[-1] != guessed:
+                    break
+                right += 1
+            self._report.guessed += len(guess)
+            self._report.guessed_right += right
+            if sequence.guesser is not None and guess:
+                sequence.guesser.learn(len(guess), right)
+        return True
 
     def _compute(self, sequences: list[Sequence], chunks: list[Chunk]) -> list[NDArray[np.float32] | None]:
         """Return each chunk's logits, or None for a sequence that failed and has ended."""

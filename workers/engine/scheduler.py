@@ -10,28 +10,33 @@ from workers.engine.sequence import Sequence
 AGING_S = 10.0
 """A sequence gains one step of priority for each such time it has waited, so that nobody starves."""
 STALL_S = 0.1
-"""How long the prompts of a step may keep running streams waiting."""
-MIN_STEP_TOKENS, MAX_STEP_TOKENS = 32, 1024
-"""The bounds of a step's prompt tokens while streams run; with none running it is the upper one."""
+"""How long the prompts of a step may keep running streams waiting, unless the engine is told otherwise."""
+MIN_STEP_TOKENS, FIRST_STEP_TOKENS, MAX_STEP_TOKENS = 2, 32, 1024
+"""The bounds of a step's prompt tokens while streams run, and what is tried first; with none running it is the upper bound."""
+_TELLING_TOKENS = 32
+"""So many tell how long a token takes. Of fewer the fixed cost of a call is a large part, unless no more were allowed anyway."""
 
 
 class Pace:
     """Learn how long a prompt token takes, and say how many a step may compute."""
 
-    def __init__(self) -> None:
+    def __init__(self, stall_s: float = STALL_S) -> None:
+        self._stall_s = stall_s
         self._token_s = 0.0
 
     def learn(self, tokens: int, seconds: float) -> None:
-        if tokens >= MIN_STEP_TOKENS:
+        if tokens >= min(_TELLING_TOKENS, self.step_tokens(streams_run=True)):
             measured = seconds / tokens
             self._token_s = measured if not self._token_s else 0.7 * self._token_s + 0.3 * measured
 
     def step_tokens(self, *, streams_run: bool) -> int:
+        """Return how many prompt tokens the next step may compute: as many as take the set time."""
         if not streams_run:
             return MAX_STEP_TOKENS
         if not self._token_s:
-            return MIN_STEP_TOKENS * 2
-        return max(MIN_STEP_TOKENS, min(MAX_STEP_TOKENS, int(STALL_S / self._token_s)))
+            return FIRST_STEP_TOKENS
+        # rounded: who computes two tokens at a time may find that three take hardly longer
+        return max(MIN_STEP_TOKENS, min(MAX_STEP_TOKENS, round(self._stall_s / self._token_s)))
 
 
 class Scheduler:
@@ -87,7 +92,8 @@ class Scheduler:
     def list_prefills(self, step_tokens: int) -> list[tuple[Sequence, int]]:
         """List whose prompt is computed next, and how many tokens of each: the longest there first, ``step_tokens`` in all.
 
-        No chunk leaves a single token behind: that one would be rounded as decoding does (see `prefix_cache`).
+        No chunk leaves a single token behind: that one would be rounded as decoding does (see `prefix_cache`). A prompt of three
+        tokens is therefore one chunk where two are allowed: one token more than ``step_tokens`` is the most.
         """
         chosen: list[tuple[Sequence, int]] = []
         for sequence in self.running:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.engine.detokenizer import Detokenizer
+from workers.engine.speculation import Guesser
 
 EndReason = Literal["stop", "length", "cancelled", "killed", "deadline", "error"]
 
@@ -132,6 +133,8 @@ class Sequence:
     """Penalties, bias or a grammar change this sequence's logits."""
     unshown: list[tuple[int, Logprob]] = field(default_factory=list)
     """Logprobs whose text is held back, each with the place in the text where it begins."""
+    guesser: Guesser | None = None
+    """Set once its tokens are guessed."""
 
     def __post_init__(self) -> None:
         params = self.params
@@ -150,6 +153,8 @@ class Sequence:
     def append(self, token_id: int) -> None:
         """Take the token that was chosen."""
         self.tokens.append(token_id)
+        if self.guesser is not None:
+            self.guesser.add(token_id)
         if self._counts_made:
             self.made.add(token_id)
         if self._counts_seen:
