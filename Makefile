@@ -35,9 +35,10 @@ bench-gate: ## measure admission: decisions a second, p50 and p99, beside a bare
 	@$(PYTHON) deploy/install.py
 	@.venv/bin/python deploy/bench/gate.py
 
-bench-engine: ## measure generation beside llama.cpp: tokens a second, prefill, first token
+bench-engine: ## measure generation beside llama.cpp, encoders beside a plain loop, and both beside what the machine can do
 	@$(PYTHON) deploy/install.py bench
-	@PYTHONPATH=. .venv/bin/python deploy/bench/engine.py
+	@PYTHONPATH=. .venv/bin/python deploy/bench/engine.py $(BENCH)
+	@PYTHONPATH=. .venv/bin/python deploy/bench/encoder.py
 
 bench-gateway: ## measure the gateway: known answers, mixed load, overload, streams, memory, LiteLLM; PARTS="known mixed" for some
 	@$(PYTHON) deploy/install.py bench

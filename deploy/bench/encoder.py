@@ -7,6 +7,7 @@ rounds. "engine" is the encoder as workers run it: jobs of one text, submitted t
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from machine import count_bert_flops, measure_peaks
 from plain_bert import PlainBert
 
 from aiscale import env
@@ -24,6 +26,8 @@ from workers.engine.encoder import OnnxEncoder
 from workers.engine.encoding import EncoderThread, EncodeTask
 
 MODEL = "all-minilm-l6-v2"
+WIDTH = 2
+"""Bytes that stand for one float of the inputs (decision 0020)."""
 
 
 def main():
@@ -35,21 +39,31 @@ def main():
     [manifest] = build.ensure(options.models_dir, [MODEL])
     encoder = OnnxEncoder(options.models_dir / MODEL / manifest.version, ["CPUExecutionProvider"], 0)
     with tempfile.TemporaryDirectory() as folder:
-        loop = open_plain(Path(folder), options.models_dir)
+        loop, config = open_plain(Path(folder), options.models_dir)
     print(f"{MODEL} {manifest.precision}, {options.texts} texts a round, median of {options.rounds} alternating rounds")
+    peaks = measure_peaks()
+    print(peaks.describe())
     print(f"{'tokens':>8} {'loop, texts/s':>14} {'engine, texts/s':>16} {'engine/loop':>12} {'least cosine':>13}")
     for tokens in (16, 128):
-        measure(loop, encoder, tokens, options)
+        rates = measure(loop, encoder, tokens, options)
+        flops = count_bert_flops(config, tokens)
+        loop_gflops, engine_gflops = (rate * flops / 1e9 for rate in rates)
+        print(
+            f"{'':>8} the loop's {loop_gflops:.0f} GFLOP/s are {loop_gflops / peaks.float_gflops:.0%} of fp32's peak; the engine's are "
+            f"{engine_gflops:.0f}, {engine_gflops / peaks.float_gflops:.0%} of it, with {WIDTH} bytes multiplied for each float: "
+            f"{WIDTH * engine_gflops / peaks.integer_gops:.0%} of int8's"
+        )
 
 
 def open_plain(folder, models_dir):
-    """Export plainly and open it as anybody would: with ONNX Runtime's defaults."""
+    """Export plainly and open it as anybody would: with ONNX Runtime's defaults. Returns the session and the model's configuration."""
     sources = {name: models_dir / "sources" / name for name in ("model.safetensors", "config.json")}
     if not all(path.is_file() for path in sources.values()):
         sources = fetch(build.find_model(MODEL), folder)
     path = folder / "plain.onnx"
     PlainBert(sources["model.safetensors"], sources["config.json"]).write(path)
-    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    config = json.loads(sources["config.json"].read_text(encoding="utf-8"))
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]), config
 
 
 def measure(loop, encoder, tokens, options):
@@ -73,6 +87,7 @@ def measure(loop, encoder, tokens, options):
     cosines = (rates["loop vectors"] * rates["engine vectors"]).sum(axis=1)
     middle = {name: statistics.median(rates[name]) for name in ("loop", "engine")}
     print(f"{tokens:>8} {middle['loop']:>14.0f} {middle['engine']:>16.0f} {ratio:>11.2f}x {cosines.min():>13.5f}")
+    return middle["loop"], middle["engine"]
 
 
 def run_loop(session, texts):

@@ -8,6 +8,7 @@
 
 import argparse
 import itertools
+import math
 import os
 import statistics
 import tempfile
@@ -16,8 +17,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import psutil
 import xllamacpp
+from machine import measure_peaks
 from tokenizers import Tokenizer
 
 from aiscale import env
@@ -37,6 +40,8 @@ NEVER_S = 1e12
 MOST_DISTURBED = 0.25
 """Of the machine's time that others may take while something is measured: beyond it the figure says little, and is taken again."""
 MOST_TRIES = 5
+BYTES_A_VALUE = 2
+"""Of int8 graphs: inputs are written as two bytes (decision 0041)."""
 
 
 class Ours:
@@ -224,15 +229,22 @@ def main():
         sides = [Ours(options.models_dir / MODEL / manifest.version, threads), Theirs(gguf, threads)]
         print("llama.cpp:", xllamacpp.get_system_info().strip())
         print(f"{MODEL} {manifest.precision}, {threads} threads, median of {options.rounds} alternating rounds")
+        products, head = count_products(options.models_dir / MODEL / manifest.version / "model.onnx")
+        peaks = measure_peaks()
+        print(peaks.describe())
         for side in sides:
             measure_width(side, 2, 4, 0)
         print(f"{'':>32} {'engine':>10} {'llama.cpp':>10} {'ratio':>7}")
         for width in options.widths:
             label = f"{width} streams, tokens/s"
-            compare(label, sides, options.rounds, lambda side, n, w=width: measure_width(side, w, options.tokens, n))
+            rate, _ = compare(
+                label, sides, options.rounds, lambda side, n, w=width: measure_width(side, w, options.tokens, n)
+            )
+            reach(products, rate, rate / width, peaks)
         if options.only_widths:
             return
-        compare("prefill, tokens/s", sides, options.rounds, measure_prefill)
+        rate, _ = compare("prefill, tokens/s", sides, options.rounds, measure_prefill)
+        reach(products - head, rate, 0.0, peaks)
         for running in (8, 16):
             label = f"first token, {running} running, ms"
             compare(label, sides, options.rounds, lambda side, n, r=running: measure_first_token(side, r, n))
@@ -273,6 +285,32 @@ def compare(label, sides, rounds, measure):
     print(
         f"{label:>32} {ours:>10.1f} {theirs:>10.1f} {ours / theirs:>7.2f}"
         + (f"  disturbed: others took {worst:.0%} of the machine" if worst > MOST_DISTURBED else ""),
+        flush=True,
+    )
+    return ours, theirs
+
+
+def count_products(graph):
+    """Return how many weights a token is multiplied by, and how many of them are the head's, which prompts need once."""
+    model = onnx.load_model(str(graph), load_external_data=False).graph
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.initializer}
+    found = [
+        math.prod(shapes[name])
+        for node in model.node
+        if node.op_type.startswith("MatMul")
+        for name in node.input
+        if len(shapes.get(name, ())) == 2
+    ]
+    return sum(found), max(found)
+
+
+def reach(products, tokens_per_s, steps_per_s, peaks):
+    """Print how near int8 comes to the machine's limits: what it multiplies, and what it reads of its weights, once a step."""
+    gops = 2 * BYTES_A_VALUE * products * tokens_per_s / 1e9
+    read_gb = products * steps_per_s / 1e9
+    print(
+        f"{'':>32} {gops:.0f} GOP/s of bytes, {gops / peaks.integer_gops:.0%} of the peak"
+        + (f"; {read_gb:.1f} GB/s of weights, {read_gb / peaks.read_gb:.0%} of a copy's" if steps_per_s else ""),
         flush=True,
     )
 
