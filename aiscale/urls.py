@@ -15,7 +15,7 @@ urlpatterns = [
     path("favicon.ico", RedirectView.as_view(url=static("img/mark.svg"))),
     path("healthz", health.healthz),
     path("readyz", health.readyz),
-    path("metrics", health.show_metrics),
+    path("metrics", health.show_metrics, name="metrics"),
     path("admin/", admin.site.urls),
     path("accounts/", include("allauth.urls")),
     path("account/", include("apps.accounts.urls")),

@@ -164,7 +164,7 @@ class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the s
 class PlanAdmin(Audited, ModelAdmin):  # type: ignore[misc]
     audit_as = "plan"
     form = PlanForm
-    list_display = ["name", "slug", "requests", "tokens_per_minute", "max_in_flight", "monthly_limit", "priority"]
+    list_display = ["name", "slug", "requests", "tokens", "max_in_flight", "monthly_limit", "priority"]
     ordering = ["monthly_limit_nanousd"]
     fieldsets = [
         (None, {"fields": ["name", "slug"]}),
@@ -182,7 +182,12 @@ class PlanAdmin(Audited, ModelAdmin):  # type: ignore[misc]
 
     @admin.display(description="requests")
     def requests(self, plan: Plan) -> str:
-        return f"{plan.requests_per_window} in {plan.window_s} s"
+        unit = {1: "a second", 60: "a minute", 3_600: "an hour", 86_400: "a day"}.get(plan.window_s)
+        return f"{plan.requests_per_window:,} {unit or f'in {plan.window_s:,} s'}"
+
+    @admin.display(description="tokens a minute", ordering="tokens_per_minute")
+    def tokens(self, plan: Plan) -> str:
+        return f"{plan.tokens_per_minute:,}"
 
     @admin.display(description="monthly limit", ordering="monthly_limit_nanousd")
     def monthly_limit(self, plan: Plan) -> str:

@@ -15,7 +15,6 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
-from aiscale.db import format_usd
 from apps.accounts import active_organization, callers, roles
 from apps.accounts.models import User
 from apps.accounts.roles import Right
@@ -24,6 +23,7 @@ from apps.chat.models import Conversation, Message
 from apps.chat.turns import TITLE_CHARS
 from apps.inference.models import Model
 from apps.spend import usage
+from apps.spend.templatetags.money import usd_cents
 
 SIDEBAR = 40
 PAGE = 60
@@ -143,8 +143,8 @@ def _chat_context(request: HttpRequest, conversation: Conversation | None) -> di
         "chosen": chosen,
         "plan": organization.plan,
         "may_chat": roles.may(active.role, Right.CHAT),
-        "spent": _round_usd(spent),
-        "limit": _round_usd(limit),
+        "spent": usd_cents(spent),
+        "limit": usd_cents(limit),
         "spent_percent": min(spent * 100 // limit, 100) if limit else 100,
         "title_chars": TITLE_CHARS,
     }
@@ -181,10 +181,3 @@ def _describe(row: Message) -> dict[str, Any]:
         "error_code": row.error_code,
         "error_message": row.error_message,
     }
-
-
-def _round_usd(nanousd: int) -> str:
-    """Write money for the eye, in whole cents."""
-    if 0 < nanousd < 10_000_000:
-        return "under $0.01"
-    return format_usd(nanousd // 10_000_000 * 10_000_000)

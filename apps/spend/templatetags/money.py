@@ -13,8 +13,17 @@ from apps.spend.refusals import say_moment
 register = template.Library()
 register.filter("usd", format_usd)
 
+CENT_NANOUSD = 10_000_000
 _UNITS = ("_nanousd", "_at_ms", "_ms", "_s")
 _LABELS = {"worst_nanousd": "Could cost", "ends_at_ms": "Until", "retry_ms": "Try again in", "scope": "Counted for"}
+
+
+@register.filter
+def usd_cents(nanousd: int) -> str:
+    """Write money for the eye, in whole cents."""
+    if 0 < nanousd < CENT_NANOUSD:
+        return "under $0.01"
+    return format_usd(nanousd // CENT_NANOUSD * CENT_NANOUSD)
 
 
 @register.filter
