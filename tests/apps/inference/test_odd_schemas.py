@@ -1,0 +1,107 @@
+"""JSON schemas with odd corners are followed to the letter, or refused by name before anything is queued: never followed in part."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from aiscale.errors import AiscaleError, Code
+from aiscale.wire.manifest import read_manifest
+from apps.inference.grammars import check, make_json_grammar
+from workers.engine.grammar import Grammars
+
+NODE = {
+    "type": "object",
+    "properties": {
+        "value": {"type": "integer", "minimum": 0, "maximum": 9},
+        "kids": {"type": "array", "items": {"$ref": "#/$defs/node"}, "maxItems": 2},
+    },
+    "required": ["value"],
+    "additionalProperties": False,
+}
+FOLLOWED: dict[str, dict[str, Any]] = {
+    "recursion": {"$ref": "#/$defs/node", "$defs": {"node": NODE}},
+    "pattern": {"type": "string", "pattern": r"^[a-f]{2,4}-\d+$", "maxLength": 12},
+    "values of all kinds": {"enum": ["a", 1, None, True, {"x": [1]}, 'é"\\']},
+    "one value": {"const": {"a": [1, 2]}},
+    "one of two": {"anyOf": [{"type": "integer", "minimum": 5, "maximum": 7}, {"type": "string", "maxLength": 3}]},
+    "both": {
+        "allOf": [
+            {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 5}}, "required": ["a"]},
+            {
+                "type": "object",
+                "properties": {"a": {}, "b": {"type": "boolean"}},
+                "required": ["b"],
+                "additionalProperties": False,
+            },
+        ]
+    },
+    "multiples": {"type": "integer", "multipleOf": 7, "minimum": 0, "maximum": 50},
+    "a date": {"type": "string", "format": "date"},
+    "names by pattern": {
+        "type": "object",
+        "patternProperties": {"^x[0-9]$": {"type": "boolean"}},
+        "additionalProperties": False,
+    },
+    "several types": {"type": ["string", "null"], "maxLength": 2},
+    "a tuple": {"type": "array", "prefixItems": [{"const": 1}, {"type": "boolean"}], "items": False, "minItems": 2},
+    "open bounds": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "not": ({"not": {"type": "string"}}, "not"),
+    "if": ({"type": "object", "if": {"properties": {"a": {"const": 1}}}, "then": {"required": ["b"]}}, "if"),
+    "unique items": ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "uniqueItems"),
+    "names": ({"type": "object", "propertyNames": {"pattern": "^x"}}, "propertyNames"),
+    "contains": ({"type": "array", "contains": {"const": 1}}, "contains"),
+    "exactly one": ({"oneOf": [{"type": "integer"}, {"type": "number", "maximum": 3}]}, "oneOf"),
+    "a format nobody knows": ({"type": "string", "format": "nonsense"}, "nonsense"),
+    "a type nobody knows": ({"type": "strin"}, "strin"),
+    "nothing at all": ({"type": "object", "properties": {"a": False}, "required": ["a"]}, "unsatisfiable"),
+    "itself alone": ({"$ref": "#"}, "no answer could begin"),
+    "a reference to nowhere": ({"$ref": "#/$defs/x"}, "does not exist"),
+    "a reference to elsewhere": ({"$ref": "http://127.0.0.1:9/z"}, "not present"),
+    "looking ahead": ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+    "looking back": ({"type": "string", "pattern": r"(a)\1"}, "backreferences"),
+}
+
+
+@pytest.fixture(scope="module")
+def vocabulary(served_models_dir: Path) -> tuple[Tokenizer, Grammars, tuple[int, ...]]:
+    [directory] = (served_models_dir / "smollm2-135m-instruct").iterdir()
+    manifest, tokenizer = read_manifest(directory), Tokenizer.from_file(str(directory / "tokenizer.json"))
+    return tokenizer, Grammars(tokenizer, manifest.vocab_size, manifest.eos_token_ids), manifest.eos_token_ids
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+async def test_it_is_followed_to_the_letter(name: str, vocabulary: tuple[Tokenizer, Grammars, tuple[int, ...]]) -> None:
+    """Tokens drawn by chance come out as JSON that the reference validator accepts."""
+    (tokenizer, grammars, ends), schema = vocabulary, FOLLOWED[name]
+    grammar = make_json_grammar(schema)
+    await check(grammar)
+    validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+    ended = 0
+    for seed in range(8):
+        matcher, draw, ids = grammars.make_matcher(grammar.kind, grammar.source), random.Random(seed), list[int]()
+        while len(ids) < 200:
+            allowed = np.flatnonzero(~matcher.list_forbidden()).tolist()
+            if not allowed or not set(ends).isdisjoint(allowed):
+                validator.validate(json.loads(tokenizer.decode(ids, skip_special_tokens=False)))
+                ended += 1
+                break
+            ids.append(draw.choice(allowed))
+            assert matcher.take(ids[-1])
+    assert ended >= 4
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_it_is_refused_by_name(name: str) -> None:
+    schema, reason = REFUSED[name]
+    with pytest.raises(AiscaleError) as refused:
+        await check(make_json_grammar(schema))
+    assert (refused.value.code, refused.value.param) == (Code.INVALID_REQUEST, "response_format")
+    assert reason in refused.value.message, refused.value.message
