@@ -14,11 +14,14 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
+from tests.workers.test_engine import Asked, submit
 from tests.workers.tiny import TinyLlama
 from workers import serving
 from workers.artifacts import gguf_decoder
 from workers.engine import runner_onnx, sessions
+from workers.engine.engine import Engine
 from workers.engine.kv_buffers import DeviceBuffers, HostBuffers, KvShape
 from workers.engine.providers import CPU, CUDA
 from workers.engine.runner import Chunk
@@ -76,12 +79,8 @@ def test_a_gpu_that_cannot_be_opened_leaves_the_cpu(tmp_path: Path, caplog: pyte
         np.testing.assert_array_equal(found, expected)
 
 
-def test_keys_and_values_stay_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With CUDA in force the runner binds device memory for every key and value, and copies with the device's own session."""
-    folder = make(tmp_path / "fp16", "fp16")
-    plain = run_all(open_runner(folder, [CPU]))
-    opened: list[list[str]] = []
-    devices: list[str] = []
+def pretend_cuda(monkeypatch: pytest.MonkeyPatch, opened: list[list[str]], devices: list[str]) -> None:
+    """Have sessions say that they took CUDA, and lay what is bound to it into the CPU's memory; note what was opened."""
 
     class Pretending(ort.InferenceSession):
         def get_providers(self) -> list[str]:
@@ -106,11 +105,78 @@ def test_keys_and_values_stay_on_the_device(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setattr(runner_onnx, "DeviceBuffers", OnCpu)
 
     patch()
+
+
+def test_keys_and_values_stay_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With CUDA in force the runner binds device memory for every key and value, and copies with the device's own session."""
+    folder = make(tmp_path / "fp16", "fp16")
+    plain = run_all(open_runner(folder, [CPU]))
+    opened: list[list[str]] = []
+    devices: list[str] = []
+    pretend_cuda(monkeypatch, opened, devices)
     runner = open_runner(folder, [CUDA, CPU])
-    assert isinstance(runner._kv, OnCpu) and runner._kv.shape.dtype == np.float16
-    assert opened == [[CUDA, CPU], [CUDA, CPU]] and devices == ["cuda"]
+    assert isinstance(runner._kv, DeviceBuffers) and runner._kv.shape.dtype == np.float16
+    assert opened == [[CUDA, CPU]] * 3 and devices == ["cuda"], "the model, what copies, what picks"
     for found, expected in zip(run_all(runner), plain, strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_tokens_alone_leave_the_device_in_greedy_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of greedy sequences is decoded where its logits are, to the same tokens; as soon as one draws, the logits come over."""
+    devices: list[str] = []
+    pretend_cuda(monkeypatch, [], devices)
+    runner = open_runner(make(tmp_path / "fp16", "fp16"), [CUDA, CPU])
+    assert runner.picks and devices == ["cuda"]
+    came_over, stayed = count_calls(monkeypatch, runner, "_run"), count_calls(monkeypatch, runner, "_run_there")
+
+    def run(**changes: Any) -> list[list[int]]:
+        engine, asked = Engine(runner, ()), [Asked(f"j{n}", [5 + n, 9, 14], max_tokens=12) for n in range(2)]
+        asked.append(Asked("last", [7, 9, 14], max_tokens=12, **changes))
+        submit(engine, *asked)
+        while not all(each.sequence.ended for each in asked):
+            engine.step()
+        return [each.sequence.tokens for each in asked]
+
+    picked = run()
+    assert (len(came_over), len(stayed)) == (1, 11), "the prompts' last positions, and no step after them"
+    monkeypatch.setattr(OnnxRunner, "picks", False)
+    assert run() == picked and len(stayed) == 11
+    monkeypatch.setattr(OnnxRunner, "picks", True)
+    assert run(temperature=1.0, seed=3)[:2] == picked[:2] and len(stayed) == 11
+    assert run(top_logprobs=0) == picked and len(stayed) == 11
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, runner: OnnxRunner, name: str) -> list[int]:
+    calls: list[int] = []
+    method = getattr(runner, name)
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return method(*arguments)
+
+    monkeypatch.setattr(runner, name, counted)
+    return calls
+
+
+def test_the_picking_graph_is_what_it_says() -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("ArgMax", ["logits"], ["tokens"], axis=1, keepdims=0),
+            helper.make_node("ReduceMax", ["logits"], ["peaks"], axes=[1], keepdims=0),
+        ],
+        "pick",
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", "v"])],
+        [
+            helper.make_tensor_value_info("tokens", TensorProto.INT64, ["n"]),
+            helper.make_tensor_value_info("peaks", TensorProto.FLOAT, ["n"]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model.producer_name = ""
+    assert model.SerializeToString() == sessions.PICK_GRAPH
+    rows = np.array([[1, 5, 5], [-2, -3, -9]], np.float32)
+    tokens, peaks = sessions.open_session(sessions.PICK_GRAPH, [CPU], 1).run(None, {"logits": rows})
+    assert tokens.tolist() == [1, 0] and peaks.tolist() == [5, -2], "the first of equals, as on the CPU"
 
 
 @pytest.mark.parametrize(

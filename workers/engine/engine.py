@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from workers.engine.prefix_cache import PrefixCache
 from workers.engine.runner import Chunk, Runner
-from workers.engine.sampler import Chosen, choose
+from workers.engine.sampler import NOT_FINITE, Chosen, choose
 from workers.engine.scheduler import STALL_S, Pace, Scheduler
 from workers.engine.sequence import EndReason, Logprob, Output, Sequence
 from workers.engine.speculation import MOST_STREAMS, Guesser, Speculates, may_guess
@@ -217,12 +217,26 @@ class Engine:
         if not sequences or (any(guesses) and self._decode_ahead(sequences, guesses)):
             return
         chunks = [Chunk(s.slot, s.tokens[-1:], s.position) for s in sequences]
+        if self.runner.picks and all(s.is_plain for s in sequences) and self._decode_there(sequences, chunks):
+            return
         computed = self._compute(sequences, chunks)
         going = [(s, row) for s, row in zip(sequences, computed, strict=True) if row is not None]
         if len(going) == len(sequences) and self._whole is not None:
             self._take(sequences, self._whole)
         elif going:
             self._take([s for s, _ in going], np.stack([row for _, row in going]))
+
+    def _decode_there(self, sequences: list[Sequence], chunks: list[Chunk]) -> bool:
+        """Decode greedily where the logits are: token ids alone leave the accelerator. False when it cannot be done so."""
+        try:
+            tokens, peaks = self.runner.pick(chunks)
+        except Exception:
+            log.exception("tokens could not be picked", extra={"job_id": sequences[0].job_id})
+            return False
+        for sequence, token_id, peak in zip(sequences, tokens.tolist(), peaks, strict=True):
+            error = None if np.isfinite(peak) else NOT_FINITE
+            self._try_go_on(sequence, Chosen(token_id, error=error))
+        return True
 
     def _guess(self, sequences: list[Sequence]) -> list[list[int]]:
         """Guess how each goes on; nothing, unless all of them may be guessed at: they share the call."""
@@ -293,11 +307,14 @@ class Engine:
     def _take(self, sequences: list[Sequence], logits: NDArray[np.float32]) -> None:
         """Choose a token for each, and tell what came of it."""
         for sequence, chosen in zip(sequences, choose(logits, sequences), strict=True):
-            try:
-                self._go_on(sequence, chosen)
-            except Exception as error:
-                log.exception("a token could not be taken", extra={"job_id": sequence.job_id})
-                self._end(sequence, "error", error=f"the model could not go on ({type(error).__name__})")
+            self._try_go_on(sequence, chosen)
+
+    def _try_go_on(self, sequence: Sequence, chosen: Chosen) -> None:
+        try:
+            self._go_on(sequence, chosen)
+        except Exception as error:
+            log.exception("a token could not be taken", extra={"job_id": sequence.job_id})
+            self._end(sequence, "error", error=f"the model could not go on ({type(error).__name__})")
 
     def _go_on(self, sequence: Sequence, chosen: Chosen) -> None:
         """Take one token: the sequence ends, or goes on with perhaps some text to tell."""

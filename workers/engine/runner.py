@@ -32,6 +32,15 @@ class Runner(Protocol):
         """
         ...
 
+    @property
+    def picks(self) -> bool:
+        """Say whether the logits lie apart from the CPU, so that `pick` saves the way there."""
+        ...
+
+    def pick(self, chunks: Sequence[Chunk]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Append each chunk as `compute` does. Return the likeliest next token of each, ``[n]``, and its logit."""
+        ...
+
     def fork(self, source: int, target: int) -> None:
         """Give ``target``, which holds nothing, all that ``source`` holds."""
         ...

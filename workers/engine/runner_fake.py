@@ -37,6 +37,12 @@ class FakeRunner:
             held[chunk.start :] = chunk.token_ids
         return logits
 
+    picks = False
+
+    def pick(self, chunks: Sequence[Chunk]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        logits = self.compute(chunks)
+        return logits.argmax(axis=1), logits.max(axis=1)
+
     def fork(self, source: int, target: int) -> None:
         self.held[target] = list(self.held[source])
 

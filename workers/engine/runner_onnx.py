@@ -18,7 +18,7 @@ from workers.engine.kv_buffers import DeviceBuffers, HostBuffers, KvBuffers, KvS
 from workers.engine.providers import CPU, CUDA, providers_for
 from workers.engine.rows import Rows
 from workers.engine.runner import Chunk
-from workers.engine.sessions import IDENTITY_GRAPH, integers_add_up, open_session
+from workers.engine.sessions import IDENTITY_GRAPH, PICK_GRAPH, integers_add_up, open_session
 
 _BINDINGS_KEPT = 64
 _IDLE_SHARE = 4
@@ -72,21 +72,46 @@ class OnnxRunner:
             )
         self._kv_names = [i.name for i in self._session.get_inputs() if i.name.startswith("past_")]
         self._kv = self._open_buffers()
+        on_device = isinstance(self._kv, DeviceBuffers)
+        self._picker = open_session(PICK_GRAPH, [CUDA, CPU], 1) if on_device else None
+        self._logits_there: ort.OrtValue | None = None
         self._rows = Rows(slots)
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
         self._logits: NDArray[np.float32] = np.empty((slots, self.vocab_size), np.float32)
 
     def compute(self, chunks: Sequence[Chunk], *, every: bool = False) -> NDArray[np.float32]:
         """See `Runner.compute`. Raises: ValueError for a slot asked for twice, a start or a length that cannot be."""
-        if not chunks or len({chunk.slot for chunk in chunks}) != len(chunks):
-            raise ValueError(f"a call needs at least one slot and each only once; it got {[c.slot for c in chunks]}")
-        for chunk in chunks:
-            self._check(chunk.slot, chunk.start, len(chunk.token_ids))
-            self._rows.take(chunk.slot)
+        self._check_all(chunks)
         longest = max(len(chunk.token_ids) for chunk in chunks)
         if len(chunks) > 1 and any(chunk.start + longest > self._room for chunk in chunks):
             # padded to the longest, one of them would reach past its row
             return np.concatenate([self.compute([chunk], every=every).copy() for chunk in chunks])
+        window, batch = self._lay_out(chunks, longest, every=every)
+        logits = self._run(window, batch)
+        for chunk in chunks:
+            self._rows.set_length(chunk.slot, chunk.start + len(chunk.token_ids))
+        return logits
+
+    def pick(self, chunks: Sequence[Chunk]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """See `Runner.pick`. On an accelerator the logits stay there. Raises: as `compute`."""
+        if self._picker is None or any(len(chunk.token_ids) > 1 for chunk in chunks):
+            logits = self.compute(chunks)
+            return logits.argmax(axis=1), logits.max(axis=1)
+        self._check_all(chunks)
+        window, batch = self._lay_out(chunks, 1, every=False)
+        address = self._run_there(window, batch)
+        count = len(chunks)
+        tokens, peaks = np.empty(count, np.int64), np.empty(count, np.float32)
+        binding = self._picker.io_binding()
+        binding.bind_input("logits", self._kv.device, 0, np.float32, [count, self.vocab_size], address)
+        binding.bind_output("tokens", "cpu", 0, np.int64, [count], tokens.ctypes.data)
+        binding.bind_output("peaks", "cpu", 0, np.float32, [count], peaks.ctypes.data)
+        self._picker.run_with_iobinding(binding)
+        for chunk in chunks:
+            self._rows.set_length(chunk.slot, chunk.start + 1)
+        return tokens, peaks
+
+    def _lay_out(self, chunks: Sequence[Chunk], longest: int, *, every: bool) -> tuple[range, Batch]:
         window = self._gather([chunk.slot for chunk in chunks], longest)
         batch = lay_out(
             chunks, [self._rows.row(chunk.slot) - window.start for chunk in chunks], len(window), every=every
@@ -94,10 +119,11 @@ class OnnxRunner:
         for row in window:
             if not batch.query_seqlens[row - window.start]:  # somebody else's, or nobody's: nothing is written
                 batch.seqlens_k[row - window.start] = max(self._rows.length_of_row(row) - 1, 0)
-        logits = self._run(window, batch)
-        for chunk in chunks:
-            self._rows.set_length(chunk.slot, chunk.start + len(chunk.token_ids))
-        return logits
+        return window, batch
+
+    @property
+    def picks(self) -> bool:
+        return self._picker is not None
 
     def prefill(self, slot: int, token_ids: Sequence[int] | NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Append one chunk; return its last position's logits, ``[vocab]``. As `compute`."""
@@ -140,6 +166,7 @@ class OnnxRunner:
         """Give all memory back. The runner is of no use afterwards."""
         self._bindings.clear()
         self._kv.close()
+        self._logits_there = self._picker = None
         del self._session
 
     @property
@@ -154,6 +181,13 @@ class OnnxRunner:
         if not 0 <= slot < self.slots or self._rows.length(slot) or not tokens:
             raise ValueError(f"slot {slot} holds {self._rows.length(slot)} tokens and cannot be given {tokens}")
         return self._rows.take(slot)
+
+    def _check_all(self, chunks: Sequence[Chunk]) -> None:
+        if not chunks or len({chunk.slot for chunk in chunks}) != len(chunks):
+            raise ValueError(f"a call needs at least one slot and each only once; it got {[c.slot for c in chunks]}")
+        for chunk in chunks:
+            self._check(chunk.slot, chunk.start, len(chunk.token_ids))
+            self._rows.take(chunk.slot)
 
     def _check(self, slot: int, start: int, count: int) -> None:
         if not 0 <= slot < self.slots:
@@ -180,18 +214,29 @@ class OnnxRunner:
         return range(first, first + len(slots))
 
     def _run(self, window: range, batch: Batch) -> NDArray[np.float32]:
+        wanted = len(batch.wanted)
+        if wanted > len(self._logits):
+            self._logits = np.empty((wanted, self.vocab_size), np.float32)
+        self._bind_and_run(window, batch, "cpu", self._logits.ctypes.data)
+        logits: NDArray[np.float32] = self._logits[:wanted]
+        return logits
+
+    def _run_there(self, window: range, batch: Batch) -> int:
+        """Leave the logits where they are made; return their address, ``[n, vocab]``, valid until the next call."""
+        if self._logits_there is None:
+            shape = [self.slots, self.vocab_size]
+            self._logits_there = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, self._kv.device, 0)
+        address = int(self._logits_there.data_ptr())
+        self._bind_and_run(window, batch, self._kv.device, address)
+        return address
+
+    def _bind_and_run(self, window: range, batch: Batch, device: str, address: int) -> None:
         binding = self._binding(window.start, len(window))
         inputs = batch.inputs()
         for name, value in inputs.items():
             binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
-        wanted = len(batch.wanted)
-        if wanted > len(self._logits):
-            self._logits = np.empty((wanted, self.vocab_size), np.float32)
-        shape = [wanted, self.vocab_size]
-        binding.bind_output("logits", "cpu", 0, np.float32, shape, self._logits.ctypes.data)
+        binding.bind_output("logits", device, 0, np.float32, [len(batch.wanted), self.vocab_size], address)
         self._session.run_with_iobinding(binding)
-        logits: NDArray[np.float32] = self._logits[:wanted]
-        return logits
 
     def _binding(self, first: int, count: int) -> ort.IOBinding:
         """Return a binding of ``count`` rows from ``first`` on. Kept, since making one costs 120 calls."""

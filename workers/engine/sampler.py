@@ -15,6 +15,7 @@ from workers.engine.sequence import Logprob, Params, Sequence
 
 log = logging.getLogger(__name__)
 
+NOT_FINITE = "the model's logits are not finite"
 COLDEST = 1e-3
 """Temperatures below this (0 apart, which is greedy) would overflow; the likeliest token wins there anyway."""
 _LIKELY = np.float32(2.0**-14)
@@ -48,7 +49,7 @@ def choose(logits: NDArray[np.float32], sequences: Rows[Sequence]) -> list[Chose
         None if s.params.top_logprobs is None or not ok else _Told(row, peak, s.params.top_logprobs)
         for row, peak, ok, s in zip(logits, peaks, finite, sequences, strict=True)
     ]
-    errors = {at: "the model's logits are not finite" for at, ok in enumerate(finite) if not ok}
+    errors = {at: NOT_FINITE for at, ok in enumerate(finite) if not ok}
     for at, sequence in enumerate(sequences):
         if finite[at] and sequence.changes_logits:
             try:

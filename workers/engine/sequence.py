@@ -161,6 +161,11 @@ class Sequence:
             self.seen.add(token_id)
 
     @property
+    def is_plain(self) -> bool:
+        """Say whether its next token is the likeliest, and nothing more is asked of the logits."""
+        return self.params.temperature <= 0 and not self.changes_logits and self.params.top_logprobs is None
+
+    @property
     def is_prefilled(self) -> bool:
         return self.prefilled == len(self.prompt)
 

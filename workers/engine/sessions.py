@@ -17,6 +17,15 @@ IDENTITY_GRAPH = bytes.fromhex(
 """An ONNX model of one `Identity` node, ``source`` uint8 ``[n]`` to ``target``: ONNX Runtime's way to copy bytes on a device. Written
 out since the engine does without the `onnx` package; a test builds it anew and compares."""
 
+PICK_GRAPH = bytes.fromhex(
+    "080812003ac1010a360a066c6f676974731206746f6b656e7322064172674d61782a0b0a04617869731801a001022a0f0a086b65657064696d73"
+    "1800a001020a380a066c6f6769747312057065616b7322095265647563654d61782a0b0a04617865734001a001072a0f0a086b65657064696d73"
+    "1800a0010212047069636b5a1a0a066c6f6769747312100a0e0801120a0a0312016e0a0312017662150a06746f6b656e73120b0a09080712050a"
+    "0312016e62140a057065616b73120b0a09080112050a0312016e42040a001011"
+)
+"""An ONNX model that takes ``logits`` float32 ``[n, vocab]`` and gives the likeliest ``tokens`` int64 ``[n]``, the first of equals, and
+their ``peaks`` float32 ``[n]``: what a greedy step needs of an accelerator's logits."""
+
 INTEGER_GRAPH = bytes.fromhex(
     "08083a7c0a250a046c6566740a057269676874120770726f64756374220d4d61744d756c496e746567657212016d5a180a046c65667412100a0e"
     "0802120a0a0312016d0a0312016b5a190a05726967687412100a0e0803120a0a0312016b0a0312016e621b0a0770726f6475637412100a0e0806"
