@@ -12,7 +12,7 @@ import pytest
 from openai import OpenAI
 from tokenizers import Tokenizer
 
-from tests.e2e.conftest import Stack, wait_until
+from tests.e2e.conftest import CHAT_MODEL, Stack, wait_until
 from tests.workers.exports import write_bert
 from tests.workers.plain_bert import classify
 from tests.workers.test_imports import change
@@ -127,3 +127,35 @@ def test_an_imported_classifier_judges_texts(healthy: Stack, client: OpenAI, tmp
             "of its pieces, the highest"
         )
         assert client.moderations.create(input="hello").model == "moderation"
+
+
+def test_what_was_said_before_is_not_computed_again(healthy: Stack, client: OpenAI) -> None:
+    """The keys and values of a shared beginning and of earlier turns are reused, which usage tells; the answers are the same."""
+    turns: list[Any] = [
+        {"role": "system", "content": "You answer in one short sentence, kindly, and never speak of yourself. " * 3},
+        {"role": "user", "content": f"Name a colour. ({time.time()})"},
+    ]
+
+    def ask() -> tuple[str, int, int]:
+        answer = client.chat.completions.create(
+            model=CHAT_MODEL,
+            messages=turns,
+            max_tokens=8,
+            temperature=0,
+            extra_headers={"cache-control": "no-cache, no-store"},
+        )
+        usage = answer.usage
+        assert usage is not None and usage.prompt_tokens_details is not None
+        return (
+            answer.choices[0].message.content or "",
+            usage.prompt_tokens,
+            usage.prompt_tokens_details.cached_tokens or 0,
+        )
+
+    text, prompt_tokens, _ = ask()
+    again, _, cached_tokens = ask()
+    assert again == text and cached_tokens == prompt_tokens - 2, "all but the last two"
+    turns.extend([{"role": "assistant", "content": text}, {"role": "user", "content": "Another one."}])
+    _, longer, cached_tokens = ask()
+    assert longer > prompt_tokens and cached_tokens >= prompt_tokens - 4
+    wait_until(lambda: re.search(r'engine_prefix_tokens_total{.*kind="reused".*} [1-9]', healthy.read_metrics()), 20)
