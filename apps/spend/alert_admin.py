@@ -67,12 +67,12 @@ class SpendAlertAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 
 @admin.register(WebhookEndpoint)
 class WebhookEndpointAdmin(ModelAdmin):  # type: ignore[misc]
-    list_display = ["url", "organization", "is_active", "last_result", "last_tried_at"]
-    list_filter = ["is_active"]
+    list_display = ["url", "organization", "is_active", "is_blocked", "last_result", "last_tried_at"]
+    list_filter = ["is_active", "is_blocked"]
     search_fields = ["url", "=organization__public_id", "organization__name"]
     list_select_related = ["organization"]
     autocomplete_fields = ["organization"]
-    fields = ["url", "organization", "is_active", "last_result", "last_tried_at"]
+    fields = ["url", "organization", "is_active", "is_blocked", "last_result", "last_tried_at"]
     readonly_fields = ["last_result", "last_tried_at"]
     actions = ["send_test"]
     formfield_overrides = {models.URLField: {"assume_scheme": "https"}}
@@ -92,7 +92,7 @@ class WebhookEndpointAdmin(ModelAdmin):  # type: ignore[misc]
             target=f"webhook:{obj.public_id}",
             by=audit.by_request(request),
             organization_id=obj.organization.public_id if obj.organization else "",
-            details={"url": obj.url, "is_active": obj.is_active},
+            details={"url": obj.url, "is_active": obj.is_active, "is_blocked": obj.is_blocked},
         )
         if secret:
             messages.warning(request, f"The endpoint's signing secret, shown only now: {secret}")

@@ -25,12 +25,20 @@ class WebhookEndpoint(Row):
     sealed_old_secret = models.TextField(blank=True, db_default="", default="", editable=False)
     """The one before, which signs too until ``old_secret_until``: nobody misses a message while they change it."""
     old_secret_until = models.DateTimeField(null=True, blank=True, editable=False)
-    is_active = models.BooleanField(default=True)
+    is_active = models.BooleanField("active", default=True, help_text="Its organization pauses and resumes it, too.")
+    is_blocked = models.BooleanField(
+        "blocked", default=False, db_default=False, help_text="Nothing is sent, and its organization cannot resume it."
+    )
     last_result = models.CharField(max_length=200, blank=True, editable=False)
     last_tried_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     def __str__(self) -> str:
         return self.url
+
+    @property
+    def is_told(self) -> bool:
+        """Tell whether messages are sent to it."""
+        return self.is_active and not self.is_blocked
 
 
 class AlertDelivery(models.Model):

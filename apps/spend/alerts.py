@@ -43,7 +43,9 @@ def deliver_due() -> int:
     for _ in range(BATCH):
         with transaction.atomic():
             # what is owed to an endpoint that pauses waits for it
-            due = AlertDelivery.objects.filter(due_at__lte=timezone.now()).exclude(endpoint__is_active=False)
+            due = AlertDelivery.objects.filter(due_at__lte=timezone.now()).exclude(
+                Q(endpoint__is_active=False) | Q(endpoint__is_blocked=True)
+            )
             delivery = due.select_for_update(skip_locked=True, of=("self",)).select_related("alert", "endpoint").first()
             if delivery is None:
                 break
@@ -136,7 +138,10 @@ def _address(alert_id: int) -> None:
         owner = Q(organization=organization) if organization is not None else Q(organization=None)
         endpoints = WebhookEndpoint.objects.none() if kind == "user" else WebhookEndpoint.objects.filter(owner)
         owed = [AlertDelivery(alert=alert, email=email, due_at=now) for email in list_addresses(alert.scope)]
-        owed += [AlertDelivery(alert=alert, endpoint=each, due_at=now) for each in endpoints.filter(is_active=True)]
+        owed += [
+            AlertDelivery(alert=alert, endpoint=each, due_at=now)
+            for each in endpoints.filter(is_active=True, is_blocked=False)
+        ]
         AlertDelivery.objects.bulk_create(owed, ignore_conflicts=True)
         alert.delivered_at = now
         alert.save(update_fields=["delivered_at"])

@@ -89,6 +89,7 @@ def set_active(
     """
     with transaction.atomic():
         endpoint = _lock(by, organization, endpoint_id)
+        _check_not_blocked(endpoint)
         if endpoint.is_active != is_active:
             endpoint.is_active = is_active
             endpoint.save(update_fields=["is_active", "updated_at"])
@@ -107,6 +108,7 @@ def resend(by: User, organization: Organization, message_id: str, *, actor: audi
         delivery: AlertDelivery | None = own.select_for_update(of=("self",)).first()
         if delivery is None or delivery.endpoint is None:
             raise AiscaleError(Code.NOT_FOUND, "This message does not exist.", param="delivery_id")
+        _check_not_blocked(delivery.endpoint)
         if not delivery.endpoint.is_active:
             raise AiscaleError(Code.INVALID_REQUEST, "This webhook is paused. Resume it first.", param="delivery_id")
         delivery.attempts, delivery.error = 0, ""
@@ -120,6 +122,7 @@ def delete(by: User, organization: Organization, endpoint_id: str, *, actor: aud
     """Tell it nothing any more; what was owed to it is forgotten. I/O: SQL. Raises: AiscaleError (NOT_FOUND, PERMISSION_DENIED)."""
     with transaction.atomic():
         endpoint = _lock(by, organization, endpoint_id)
+        _check_not_blocked(endpoint)
         _record("webhook.delete", endpoint, actor)
         WebhookEndpoint.objects.filter(pk=endpoint.pk).delete()
     return endpoint
@@ -128,10 +131,18 @@ def delete(by: User, organization: Organization, endpoint_id: str, *, actor: aud
 def send_test(organization: Organization, endpoint_id: str) -> tuple[WebhookEndpoint, str]:
     """Send a test message now. Returns the endpoint and why it did not arrive, '' when it did.
 
-    I/O: SQL, HTTP of at most ten seconds. Raises: AiscaleError (NOT_FOUND).
+    I/O: SQL, HTTP of at most ten seconds. Raises: AiscaleError (NOT_FOUND, PERMISSION_DENIED).
     """
     endpoint = find(organization, endpoint_id)
+    _check_not_blocked(endpoint)
     return endpoint, webhooks.send_test(endpoint)
+
+
+def _check_not_blocked(endpoint: WebhookEndpoint) -> None:
+    """Raise: AiscaleError (PERMISSION_DENIED) for what an administrator of the service has stopped."""
+    if endpoint.is_blocked:
+        message = "This webhook is blocked by the administrators of this service. Ask them, or add another address."
+        raise AiscaleError(Code.PERMISSION_DENIED, message, param="webhook_id")
 
 
 def find(organization: Organization, endpoint_id: str) -> WebhookEndpoint:

@@ -33,6 +33,7 @@ class WebhookShape(serializers.Serializer[Any]):
     object = serializers.CharField()
     url = serializers.CharField()
     active = serializers.BooleanField()
+    blocked = serializers.BooleanField(help_text="An administrator of the service stopped it; only they let it go on.")
     last_result = serializers.CharField(allow_null=True, help_text="delivered, or why the last message did not arrive.")
     last_tried_at = serializers.IntegerField(allow_null=True, help_text="Unix seconds, as all times.")
     old_secret_until = serializers.IntegerField(allow_null=True, help_text="Until then the old secret signs too.")
@@ -160,6 +161,7 @@ def _describe(endpoint: WebhookEndpoint) -> dict[str, Any]:
         "object": "organization.webhook",
         "url": endpoint.url,
         "active": endpoint.is_active,
+        "blocked": endpoint.is_blocked,
         "last_result": endpoint.last_result or None,
         "last_tried_at": _seconds(endpoint.last_tried_at),
         "old_secret_until": _seconds(endpoint.old_secret_until),

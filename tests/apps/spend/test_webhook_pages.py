@@ -181,6 +181,23 @@ def test_an_endpoint_pauses_and_goes_on(owner: Owner, receiver: Receiver) -> Non
     assert sorted(changes) == ["webhook.pause", "webhook.resume"]
 
 
+def test_what_the_service_blocks_its_organization_cannot_let_go_on(owner: Owner, receiver: Receiver) -> None:
+    organization, _ = spend_past()
+    Membership.objects.create(user=owner.user, organization=organization, role="owner")
+    owner.organization = organization
+    endpoint, _ = webhooks.make_endpoint(receiver.url, organization)
+    WebhookEndpoint.objects.update(is_blocked=True)
+    assert alerts.deliver_due() > 0 and receiver.taken == [], "mails go out"
+    page = owner.browser.get(reverse("spend:webhooks", args=[organization.public_id])).content.decode()
+    assert "administrators of this service stopped it" in page and "Resume" not in page and "Send a test" not in page
+    for action, words in (("pause", {"active": "yes"}), ("test", {}), ("delete", {})):
+        url = reverse(f"spend:{action}_webhook", args=[organization.public_id, endpoint.public_id])
+        assert "blocked by the administrators" in owner.browser.post(url, words, follow=True).content.decode(), action
+    assert receiver.taken == [] and WebhookEndpoint.objects.get().is_blocked
+    WebhookEndpoint.objects.update(is_blocked=False)
+    assert alerts.deliver_due() == 0, "what happened meanwhile is not told, as with one that paused"
+
+
 def test_a_message_is_sent_again_under_its_id(owner: Owner, receiver: Receiver) -> None:
     organization, _ = spend_past()
     Membership.objects.create(user=owner.user, organization=organization, role="owner")
