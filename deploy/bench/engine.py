@@ -186,7 +186,7 @@ COPY = "The harbour lay still in the early light, and the boats had not yet left
 GUESSED_AT = (
     ("copy a text word for word", f"Repeat these sentences exactly, twice:\n\n{COPY} {COPY}", 96),
     ("tell a story", "Write a story about a lighthouse keeper who finds a letter.", 96),
-    ("random tokens", None, 96),
+    ("noise: it repeats itself", None, 96),
 )
 
 
