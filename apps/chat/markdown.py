@@ -11,6 +11,8 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
+from apps.chat.highlight import colour
+
 
 class Renderer(RendererHTML):
     """Write code with its head line and copy button, tables that scroll, and careful links."""
@@ -45,7 +47,7 @@ def _code_block(code: str, language: str) -> str:
     return (
         f'<div class="code-block"><div class="code-head"><span>{escape(language) or "code"}</span>'
         '<button type="button" class="button small" data-copy-code>Copy</button></div>'
-        f'<pre tabindex="0"><code>{escape(code)}</code></pre></div>\n'
+        f'<pre tabindex="0"><code>{colour(code, language)}</code></pre></div>\n'
     )
 
 

@@ -1,10 +1,19 @@
 """What models write is shown as markdown, and can do nothing."""
 
+import re
+from html import escape
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apps.chat.highlight import LANGUAGES, MOST_CHARS, colour
 from apps.chat.markdown import StreamRenderer, render
+
+
+def read_text(html: str) -> str:
+    """Drop the tags of colours."""
+    return re.sub(r'<span class="code-[a-z]+">|</span>', "", html)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +40,7 @@ def test_shows_what_people_expect() -> None:
         "# Title\n\n- one\n- **two**\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```python\nx = 1 < 2\n```\n[here](https://x.example)"
     )
     assert "<h1>Title</h1>" in html and "<strong>two</strong>" in html and "<table" in html
-    assert "<span>python</span>" in html and "x = 1 &lt; 2" in html and "data-copy-code" in html
+    assert "<span>python</span>" in html and "x = 1 &lt; 2" in read_text(html) and "data-copy-code" in html
     assert 'rel="noopener noreferrer nofollow"' in html and 'target="_blank"' in html
 
 
@@ -62,3 +71,21 @@ def test_a_stream_loses_nothing(pieces: list[str]) -> None:
     assert page.text == "".join(pieces)
     words = render("".join(pieces)).count("word")
     assert (html + render(page.tail)).count("word") == words
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from([*sorted(LANGUAGES), "", "cobol", "Python"]),
+    st.lists(
+        st.sampled_from(["<b>", "'", '"', "\n", "\t", "def f(x):", "# &", "/*", "1.5", "é\u2028", "-x", "\\", "{", "}"])
+    ),
+)
+def test_colours_change_no_letter_of_code_and_let_nothing_through(language: str, pieces: list[str]) -> None:
+    code = "".join(pieces)
+    assert read_text(colour(code, language)) == escape(code)
+
+
+def test_code_is_coloured_where_it_is_short_and_known() -> None:
+    assert '<span class="code-word">def</span>' in render("```python\ndef f():\n    return 1\n```")
+    assert "code-word" not in colour("def f(): pass\n" * (MOST_CHARS // 10), "python")
+    assert "code-" not in colour("def f(): pass", "brainfuck")
