@@ -57,13 +57,14 @@ def test_paraphrases_hit_and_nothing_else_does_c2(healthy: Stack, stranger: str)
     _, answer = ask(healthy, key, ASKED)
     assert "Paris" in answer
     spaces = iter(range(1, 100))
+    answers = {answer}
 
     def teach() -> list[tuple[Any, ...]]:
         # a busy machine takes longer than a look-up may: then nothing was learned
         time.sleep(0.3)
         rows = healthy.query(learned, seen)
         if not rows:
-            ask(healthy, key, ASKED + " " * next(spaces))
+            answers.add(ask(healthy, key, ASKED + " " * next(spaces))[1])
         return rows
 
     organization = wait_until(teach, 60, healthy.read_logs)[0][0]
@@ -71,16 +72,19 @@ def test_paraphrases_hit_and_nothing_else_does_c2(healthy: Stack, stranger: str)
         "UPDATE inference_semanticaccount SET lookups = 1000 WHERE organization_id = %s RETURNING 1", organization
     )
     wordings = (opening + said for opening in ("", "Please: ", "Quick: ", "So: ", "Now: ") for said in PARAPHRASES)
-    hits = []
+    hits: list[str] = []
 
     def hit() -> bool:
         level, said = ask(healthy, key, next(wordings))
         if level == "semantic":
             hits.append(said)
+        else:
+            answers.add(said)
         return len(hits) == 3
 
     wait_until(hit, 60, healthy.read_logs)
-    assert set(hits) == {answer}
+    # the small model may word an answer to other words otherwise: a hit is what some miss was answered
+    assert set(hits) <= answers
     for more in ({"system": "Answer in French."}, {"seed": 3}, {"n": 2}, {"max_tokens": 9}):
         assert ask(healthy, key, "Tell me: what is the capital of France?", **more)[0] == "miss", more
     assert ask(healthy, key, "How do I bake bread at home?")[0] == "miss"

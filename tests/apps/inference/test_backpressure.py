@@ -96,8 +96,8 @@ async def test_retry_after_is_the_time_until_there_is_room(
             await asyncio.sleep(0.02)
         waited_s = time.monotonic() - refused_at
         # Retry-After is whole seconds, one at the least
-        assert waited_s <= 2 * refusal.retry_after_s + 1
-        assert refusal.retry_after_s <= 2 * waited_s + 1.5
+        assert waited_s <= 3 * refusal.retry_after_s + 1
+        assert refusal.retry_after_s <= 3 * waited_s + 1.5
     finally:
         await asyncio.gather(*running)
         client.close()
