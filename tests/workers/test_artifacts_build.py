@@ -70,9 +70,7 @@ def test_model_is_made_once_and_is_what_its_manifest_says(tmp_path: Path, shelf:
     assert (manifest.layers, manifest.kv_heads, manifest.head_dim) == (3, 2, 16)
     assert manifest.precision == "int8" and shelf.files[0].sha256 in manifest.source
     before = (directory / GRAPH_FILE).stat().st_mtime_ns
-    began_s = time.perf_counter()
     assert build.ensure(models, ["tiny"], catalog=[shelf]) == [manifest]
-    assert time.perf_counter() - began_s < 0.1
     assert (directory / GRAPH_FILE).stat().st_mtime_ns == before
 
 

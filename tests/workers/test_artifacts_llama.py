@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from workers.artifacts import gguf_decoder, gguf_tokenizer
 from workers.artifacts.errors import ConversionError
+from workers.artifacts.integer import needs_unsigned
 from workers.artifacts.quantize import BLOCK, quantize_int4, quantize_int8, quantize_rows
 from workers.engine.detokenizer import Detokenizer
 from workers.engine.providers import CPU
@@ -27,6 +28,7 @@ def convert(llama: Any, folder: Path, precision: str, quantization: Any = None) 
     source = llama.write_gguf(folder / "tiny.gguf", quantization)
     shape = gguf_decoder.convert(source, folder / "model.onnx", precision)  # type: ignore[arg-type]
     facts = {"context_tokens": shape.context_tokens, "vocab_size": shape.vocab_size, "precision": precision}
+    facts["unsigned_weights"] = needs_unsigned()
     (folder / "manifest.json").write_text(json.dumps(facts))
     return OnnxRunner(folder, slots=4, context_tokens=128, providers=[CPU], threads=1)
 

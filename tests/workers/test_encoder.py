@@ -9,13 +9,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from aiscale.wire.manifest import read_manifest
+from aiscale.wire.manifest import MANIFEST_FILE, read_manifest
 from tests.workers.plain_bert import compute_states
 from workers.artifacts import build
 from workers.artifacts.fetch import fetch
@@ -162,12 +163,24 @@ def test_the_overflow_probe_is_what_it_says() -> None:
     assert isinstance(integers_add_up(), bool)
 
 
-def test_a_cpu_that_overflows_is_told_what_to_do(minilm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if read_manifest(minilm_dir).precision != "int8":
-        pytest.skip("this CPU serves fp32")
-    monkeypatch.setattr("workers.engine.encoder.integers_add_up", lambda: False)
-    with pytest.raises(ValueError, match="precision fp32"):
-        OnnxEncoder(minilm_dir, [CPU], 0)
+def test_weights_of_another_cpu_are_refused_where_their_sums_overflow(
+    minilm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.engine.sessions.integers_add_up", lambda: False)
+    for path in minilm_dir.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    manifest = read_manifest(minilm_dir)
+    own = tmp_path / MANIFEST_FILE
+    for foreign in (
+        msgspec.structs.replace(manifest, precision="int8", unsigned_weights=signs) for signs in (False, True)
+    ):
+        own.unlink()
+        own.write_bytes(msgspec.json.encode(foreign))
+        if foreign.unsigned_weights:
+            assert OnnxEncoder(tmp_path, [CPU], 0).dimensions == 384
+        else:
+            with pytest.raises(ValueError, match="convert it here"):
+                OnnxEncoder(tmp_path, [CPU], 0)
 
 
 def test_manifest_and_tokenizer(minilm_dir: Path) -> None:

@@ -24,6 +24,7 @@ from workers.artifacts.errors import ArtifactError
 from workers.artifacts.imports import Imported, import_model
 from workers.engine.providers import CPU
 from workers.engine.runner_onnx import OnnxRunner
+from workers.engine.sessions import integers_add_up
 
 PROMPT = [5, 9, 14, 3, 30, 31, 8, 22, 17, 6, 40, 12]
 ARCHITECTURES = ["llama", "qwen2", "qwen3"]
@@ -100,6 +101,29 @@ def test_a_converted_folder_is_taken_as_it_is(tmp_path: Path, tiny_llama: Any) -
     np.testing.assert_array_equal(compute(again), compute(first))
     repeated = import_model(tmp_path / "other", first.directory, "moved")
     assert repeated.report == ("it was here already",)
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_bytes_are_kept_as_the_cpu_multiplies_them(
+    tmp_path: Path, tiny_llama: Any, unsigned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways hold the same weights, and are two versions. What is unsigned is exact everywhere, what is signed only with int8 units."""
+    source = tiny_llama.write_gguf(tmp_path / "tiny.gguf")
+    here = import_model(tmp_path / "models", source, "tiny", "int8")
+    monkeypatch.setattr("workers.artifacts.integer.integers_add_up", lambda: not unsigned)
+    # what a conversion reports is measured by running it
+    monkeypatch.setattr("workers.engine.sessions.integers_add_up", lambda: True)
+    made = import_model(tmp_path / "others", source, "tiny", "int8")
+    assert made.manifest.unsigned_weights == unsigned
+    assert (made.manifest.version == here.manifest.version) == (unsigned == here.manifest.unsigned_weights)
+    if unsigned or integers_add_up():
+        np.testing.assert_array_equal(compute(made), compute(here))
+    monkeypatch.setattr("workers.engine.sessions.integers_add_up", lambda: False)
+    if unsigned:
+        assert import_model(tmp_path / "copies", made.directory, "moved").manifest.unsigned_weights
+    else:
+        with pytest.raises(ArtifactError, match="was converted for CPUs with int8 units"):
+            import_model(tmp_path / "copies", made.directory, "moved")
 
 
 def test_llama_3s_stretched_rotations(tmp_path: Path, tiny_llama: Any) -> None:

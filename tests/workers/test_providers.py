@@ -20,6 +20,7 @@ from tests.workers.test_engine import Asked, submit
 from tests.workers.tiny import TinyLlama
 from workers import serving
 from workers.artifacts import gguf_decoder
+from workers.artifacts.integer import needs_unsigned
 from workers.engine import runner_onnx, sessions
 from workers.engine.engine import Engine
 from workers.engine.kv_buffers import DeviceBuffers, HostBuffers, KvShape
@@ -34,6 +35,7 @@ def make(folder: Path, precision: Any) -> Path:
     folder.mkdir()
     shape = gguf_decoder.convert(TinyLlama().write_gguf(folder / "t.gguf"), folder / "model.onnx", precision)
     facts = {"context_tokens": shape.context_tokens, "vocab_size": shape.vocab_size, "precision": precision}
+    facts["unsigned_weights"] = needs_unsigned()
     (folder / "manifest.json").write_text(json.dumps(facts))
     return folder
 

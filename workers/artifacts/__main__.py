@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("source", metavar="SOURCE")
     command.add_argument("--name", required=True, help="what requests call it")
     command.add_argument(
-        "--quantize", choices=PRECISIONS, help="default: int8 where this CPU computes it exactly, else fp32"
+        "--quantize", choices=PRECISIONS, help="default: int8; of encoders fp32 on CPUs without int8 units"
     )
     command.add_argument("--license", default="unknown")
     command.add_argument("--models-dir", help="where models live; default: AISCALE_MODELS_DIR or .data/models")

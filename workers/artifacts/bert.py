@@ -24,6 +24,7 @@ from workers.artifacts.calibration import Observed, observe
 from workers.artifacts.codes import FINER, ZERO_CODE, choose_codes
 from workers.artifacts.errors import ConversionError
 from workers.artifacts.graph import FLOAT, INT32, INT64, MICROSOFT, GraphWriter
+from workers.artifacts.integer import store_codes
 from workers.artifacts.rounding import round_to_int8
 from workers.artifacts.weights import WEIGHTS_FILE, WeightFile
 
@@ -236,11 +237,11 @@ class _BertGraph:
 
     def _integer_product(self, name: str, inputs: list[tuple[str, str, str]]) -> str:
         codes, scales = self.rounded[name]
-        weight, spread = self.graph.constant(f"{name}.codes", codes), self.graph.constant(f"{name}.scales", scales)
-        bias = ["", self._tensor(f"{name}.bias")]  # no zero points of the weights
+        (weight, middle), spread = store_codes(self.graph, name, codes), self.graph.constant(f"{name}.scales", scales)
+        bias = self._tensor(f"{name}.bias")
         parts: list[str] = []
         for codes_name, scale, zero in inputs:
-            given = [codes_name, weight, scale, spread, zero, *(bias if not parts else ())]
+            given = [codes_name, weight, scale, spread, zero, middle, *([bias] if not parts else ())]
             parts.append(self.graph.node("MatMulIntegerToFloat", given, domain=MICROSOFT))
         return self.graph.node("Add", parts)
 
@@ -263,13 +264,14 @@ class _BertGraph:
             parts.append(graph.node("QuantizeLinear", [moved, scale, zero]))
         codes, scales = self.rounded[name]
         excess = (plan.excess @ codes.astype(np.float64)) * scales
+        weight, middle = store_codes(graph, name, plan.widen(codes))
         given = [
             graph.node("Concat", parts, axis=1),
-            graph.constant(f"{name}.codes", plan.widen(codes)),
+            weight,
             scale,
             graph.constant(f"{name}.scales", scales),
             zero,
-            "",
+            middle,
             graph.constant(f"{name}.bias", (self._read(f"{name}.bias") - excess).astype(np.float32)),
         ]
         return graph.node("MatMulIntegerToFloat", given, domain=MICROSOFT)

@@ -23,7 +23,7 @@ from workers.artifacts.catalog import MODELS, BundledModel
 from workers.artifacts.decoder import Precision
 from workers.artifacts.errors import ArtifactError, DamagedModel, UnknownModel
 from workers.artifacts.fetch import fetch
-from workers.engine.sessions import integers_add_up
+from workers.artifacts.integer import needs_unsigned
 
 REVISIONS = {"generate": 3, "embed": 3, "classify": 2}
 """Raise one with each change of that kind's converter that changes what it writes: its models get another version. They are apart
@@ -43,9 +43,15 @@ def find_model(name: str, catalog: Sequence[BundledModel] = MODELS) -> BundledMo
 
 
 def version_of(model: BundledModel, precision: Precision | None = None) -> str:
-    """Name what the converter makes of these sources: 12 hex digits. Equal sources, converter and precision, equal version."""
-    parts = [*(file.sha256 for file in model.files), str(REVISIONS[model.kind]), precision or model.precision]
+    """Name what the converter makes of these sources: 12 hex digits. Equal sources, converter, precision and CPU's bytes, equal version."""
+    chosen = precision or model.precision
+    parts = [*(file.sha256 for file in model.files), str(REVISIONS[model.kind]), chosen, *name_bytes(chosen)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def name_bytes(precision: str) -> list[str]:
+    """Return what a version's name says of the weights' bytes, where they are not the usual ones (`Manifest.unsigned_weights`)."""
+    return ["unsigned"] if precision == "int8" and needs_unsigned() else []
 
 
 def ensure(
@@ -126,8 +132,8 @@ def _choose_precision(model: BundledModel, asked: Precision | None) -> Precision
     """Return the precision to make: what was asked for where it makes sense, else what runs best on this machine."""
     if model.kind == "generate" and asked is not None:
         return asked
-    if model.precision == "int8" and (asked == "fp32" or not integers_add_up()):
-        return "fp32"
+    if model.kind != "generate" and model.precision == "int8" and (asked == "fp32" or needs_unsigned()):
+        return "fp32"  # unsigned bytes are exact, but not as fast as floats in batches, which is what encoders see
     return model.precision
 
 
@@ -161,6 +167,7 @@ def _convert_generator(
         file_sizes_bytes=sizes,
         source=model.source,
         license=model.license,
+        unsigned_weights=bool(name_bytes(precision)),
         vocab_size=shape.vocab_size,
         context_tokens=model.context_tokens or shape.context_tokens,
         layers=shape.layers,
@@ -189,6 +196,7 @@ def _convert_encoder(
         version=version,
         kind="embed",
         precision=precision,
+        unsigned_weights=bool(name_bytes(precision)),
         files=hashes,
         file_sizes_bytes=sizes,
         source=model.source,

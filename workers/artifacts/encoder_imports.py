@@ -13,10 +13,10 @@ from workers.artifacts.bert import BertShape
 from workers.artifacts.calibration import read_sample
 from workers.artifacts.decoder import Precision
 from workers.artifacts.errors import ConversionError
+from workers.artifacts.integer import needs_unsigned
 from workers.artifacts.onnx_tensors import OnnxTensors
 from workers.artifacts.plans import Plan, name_version
 from workers.artifacts.safetensors_decoder import CONFIG_FILE
-from workers.engine.sessions import integers_add_up
 
 MOST_LABELS, MOST_LABEL_CHARS = 1000, 100
 THRESHOLD = 0.5
@@ -42,9 +42,8 @@ def plan(
         )
     if precision not in (None, "int8", "fp32"):
         raise ConversionError(f"encoders and classifiers are converted to int8 or fp32, not to {precision}")
-    if precision == "int8" and not integers_add_up():
-        raise ConversionError("this CPU's byte products overflow: int8 would be wrong here; take fp32")
-    chosen: bert.Precision = "int8" if precision != "fp32" and integers_add_up() else "fp32"
+    # where bytes must be unsigned to be exact, floats are faster in batches
+    chosen: bert.Precision = precision or ("fp32" if needs_unsigned() else "int8")
     kind: Literal["embed", "classify"] = "classify" if classifies else "embed"
     version = name_version(files, kind, chosen)
 
@@ -64,6 +63,7 @@ def plan(
             version=version,
             kind=kind,
             precision=chosen,
+            unsigned_weights=bool(build.name_bytes(chosen)),
             files=hashes,
             file_sizes_bytes=sizes,
             source=f"{source.name} sha256:{build.hash_file(files[0])}",

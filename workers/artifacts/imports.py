@@ -46,7 +46,7 @@ from workers.artifacts.plans import Plan, name_version
 from workers.artifacts.safetensors_decoder import CONFIG_FILE, SafetensorsWeights
 from workers.artifacts.vocabulary import Vocabulary
 from workers.artifacts.weights import WEIGHTS_FILE, WeightFile
-from workers.engine.sessions import integers_add_up
+from workers.engine.sessions import refuse_overflow
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 _GGUF_MAGIC = b"GGUF"
@@ -163,10 +163,7 @@ class _FolderSource:
 def _plan_decoder(
     source: _GgufSource | _FolderSource, name: str, precision: Precision | None, license_: str, files: list[Path]
 ) -> Plan:
-    exact = integers_add_up()
-    if precision == "int8" and not exact:
-        raise ConversionError("this CPU's byte products overflow: int8 would be wrong here; take fp32 or int4")
-    chosen: Precision = precision or ("int8" if exact else "fp32")
+    chosen: Precision = precision or "int8"
     version = name_version(files, "generate", chosen)
 
     def make(work: Path, made: Path, report: list[str]) -> Manifest:
@@ -181,6 +178,7 @@ def _plan_decoder(
             version=version,
             kind="generate",
             precision=chosen,
+            unsigned_weights=bool(build.name_bytes(chosen)),
             files=hashes,
             file_sizes_bytes=sizes,
             source=f"{source.path.name} sha256:{build.hash_file(files[0])}",
@@ -241,6 +239,10 @@ def _plan_copy(source: Path, name: str) -> Plan:
         raise ConversionError(f"{MANIFEST_FILE} is not one of aiscale's: {str(error)[:150]}") from error
     if not {GRAPH_FILE, TOKENIZER_FILE} <= set(manifest.files) <= _OURS:
         raise ConversionError(f"{MANIFEST_FILE} lists other files than a model of aiscale has")
+    try:
+        refuse_overflow(source, msgspec.to_builtins(manifest))
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
     version = hashlib.sha256(
         "\n".join(f"{file}:{sha}" for file, sha in sorted(manifest.files.items())).encode()
     ).hexdigest()[:12]

@@ -1,7 +1,7 @@
 """Write matrix products in whole numbers: 8-bit weights, a scale for each output, and 16-bit activations.
 
-A product of whole numbers is exact, so a row's result is the same to the bit whatever shares its batch, on every CPU that does not
-saturate; and it runs on the CPU's int8 matrix units (AMX, VNNI), several times faster than floats from a few rows on.
+A product of whole numbers is exact, so a row's result is the same to the bit whatever shares its batch; and it runs on the CPU's int8
+matrix units (AMX, VNNI), several times faster than floats from a few rows on.
 
 An activation is written as 256 * high + low, both 8 bits. The two halves go through one product as two rows, so that each weight
 is read once, and are put together again in floats. Values are ``[tokens, 1, features]``; the middle axis is where the halves lie.
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from workers.artifacts.graph import INT32, MICROSOFT, UINT8, GraphWriter
 from workers.artifacts.quantize import quantize_rows
+from workers.engine.sessions import integers_add_up
 
 Activations = Literal["bounded", "scaled", "coarse"]
 """How activations are rounded. bounded: to 16 bits of a bound known beforehand; scaled: to 16 bits of each row's own largest; coarse: to
@@ -26,13 +27,30 @@ _SHIFT = 32_896.5
 _TINY = 1e-12
 
 
+def needs_unsigned() -> bool:
+    """Say whether this CPU multiplies bytes exactly only where both are unsigned (AVX2 without VNNI). I/O: one tiny session."""
+    return not integers_add_up()
+
+
+def store_codes(graph: GraphWriter, name: str, codes: NDArray[np.int8]) -> tuple[str, str]:
+    """Store weights ``[in, out]`` as this CPU multiplies them exactly, and return their name and that of their zero point.
+
+    Signed bytes without a zero point are what int8 units are made for. Where their sums would overflow, they have 128 added, which
+    every CPU multiplies exactly, to the same numbers.
+    """
+    if not needs_unsigned():
+        return graph.constant(f"{name}.codes", codes), ""
+    middle = graph.constant("middle_code", np.array(128, np.uint8))
+    return graph.constant(f"{name}.codes", (codes.astype(np.int16) + 128).astype(np.uint8)), middle
+
+
 def integer_matmul(
     graph: GraphWriter, name: str, weight: NDArray[np.float32], value: str, activations: Activations, bound: float = 0.0
 ) -> str:
     """Multiply ``value`` by ``weight`` ``[out, in]``. ``bound``: the largest activation that can be, for ``bounded``."""
     codes, scales = quantize_rows(weight)
     constants = [
-        graph.constant(f"{name}.codes", np.ascontiguousarray(codes.T)),
+        *store_codes(graph, name, np.ascontiguousarray(codes.T)),
         graph.constant(f"{name}.scales", scales),
         graph.constant("middle_code", np.array(128, np.uint8)),
     ]
@@ -48,7 +66,7 @@ def integer_matmul(
         product = _join(graph, "unit.join", _multiply(graph, halves, constants, 1.0), 1.0 / _HALF)
     else:
         step_name = graph.constant("coarse_step", np.array(1 / 127, np.float32))
-        rounded = graph.node("QuantizeLinear", [relative, step_name, constants[2]])
+        rounded = graph.node("QuantizeLinear", [relative, step_name, constants[-1]])
         product = _multiply(graph, rounded, constants, 1 / 127)
     return graph.node("Mul", [product, scale])
 
@@ -66,9 +84,9 @@ def _split(graph: GraphWriter, name: str, value: str, per_step: float) -> str:
 
 
 def _multiply(graph: GraphWriter, rounded: str, constants: list[str], step: float) -> str:
-    codes, scales, middle = constants
+    codes, zero, scales, middle = constants
     step_name = graph.constant(f"step_{step:.6g}", np.array(step, np.float32))
-    return graph.node("MatMulIntegerToFloat", [rounded, codes, step_name, scales, middle], domain=MICROSOFT)
+    return graph.node("MatMulIntegerToFloat", [rounded, codes, step_name, scales, middle, zero], domain=MICROSOFT)
 
 
 def _join(graph: GraphWriter, name: str, halves: str, step: float) -> str:

@@ -20,5 +20,6 @@ class Plan:
 
 def name_version(files: list[Path], kind: str, precision: str) -> str:
     """Name what the converter makes of these files: 12 hex digits. I/O: hashes them."""
-    parts = [*(build.hash_file(path) for path in files), str(build.REVISIONS[kind]), precision]
+    made = [str(build.REVISIONS[kind]), precision, *build.name_bytes(precision)]
+    parts = [*(build.hash_file(path) for path in files), *made]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

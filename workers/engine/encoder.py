@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.engine.sessions import integers_add_up, open_session
+from workers.engine.sessions import open_session, refuse_overflow
 
 FEW_TOKENS = 256
 """A batch of more, padding included, is cut into as many parts as there are threads."""
@@ -30,11 +30,7 @@ class OnnxEncoder:
         self.dimensions = int(manifest["dimensions"])
         self.context_tokens = int(manifest["context_tokens"])
         self._vocab_size = int(manifest["vocab_size"])
-        if manifest["precision"] == "int8" and not integers_add_up():
-            raise ValueError(
-                f"{model_dir.name} of {manifest['name']} holds eight-bit weights, whose sums overflow on this CPU; "
-                "convert it with precision fp32"
-            )
+        refuse_overflow(model_dir, manifest)
         # Basic: further fusions would put the slow operators back that the converter avoids.
         on_cpu = "CUDAExecutionProvider" not in providers
         self._even, self._padded = (

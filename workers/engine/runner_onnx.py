@@ -18,7 +18,7 @@ from workers.engine.kv_buffers import DeviceBuffers, HostBuffers, KvBuffers, KvS
 from workers.engine.providers import CPU, CUDA, providers_for
 from workers.engine.rows import Rows
 from workers.engine.runner import Chunk
-from workers.engine.sessions import IDENTITY_GRAPH, PICK_GRAPH, integers_add_up, open_session
+from workers.engine.sessions import IDENTITY_GRAPH, PICK_GRAPH, open_session, refuse_overflow
 
 _BINDINGS_KEPT = 64
 _IDLE_SHARE = 4
@@ -50,10 +50,7 @@ class OnnxRunner:
         if slots < 1 or context_tokens < 2:
             raise ValueError(f"a runner needs a slot and two tokens of context; asked for {slots} and {context_tokens}")
         manifest = json.loads((model_dir / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["precision"] == "int8" and not integers_add_up():
-            raise ValueError(
-                f"{model_dir} is int8, and this CPU's byte products overflow; run `python -m workers.artifacts ensure --precision fp32`"
-            )
+        refuse_overflow(model_dir, manifest)
         self.slots, self.kept_places = slots, kept_places
         self._positions = int(manifest["context_tokens"])
         self.context_tokens = min(context_tokens, self._positions)

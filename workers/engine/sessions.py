@@ -1,9 +1,10 @@
 """Open ONNX Runtime sessions the way aiscale wants them."""
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -58,6 +59,7 @@ def open_session(
     return ort.InferenceSession(source, options, providers=list(providers))
 
 
+@functools.cache
 def integers_add_up() -> bool:
     """Say whether this CPU multiplies unsigned by signed bytes exactly.
 
@@ -67,3 +69,12 @@ def integers_add_up() -> bool:
     left, right = np.full((4, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
     [product] = session.run(None, {"left": left, "right": right})
     return bool((product == 255 * 127 * 64).all())
+
+
+def refuse_overflow(model_dir: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise ValueError for a model whose signed bytes this CPU would add up wrongly."""
+    if manifest["precision"] == "int8" and not manifest.get("unsigned_weights") and not integers_add_up():
+        raise ValueError(
+            f"{model_dir.name} of {manifest['name']} was converted for CPUs with int8 units, and its sums would overflow on this one; "
+            "convert it here: `python -m workers.artifacts ensure` for a bundled model, `manage.py import_model` for others"
+        )
