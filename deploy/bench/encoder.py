@@ -48,10 +48,14 @@ def main():
         rates = measure(loop, encoder, tokens, options)
         flops = count_bert_flops(config, tokens)
         loop_gflops, engine_gflops = (rate * flops / 1e9 for rate in rates)
+        bytes_told = (
+            f", with {WIDTH} bytes multiplied for each float: {WIDTH * engine_gflops / peaks.integer_gops:.0%} of int8's"
+            if manifest.precision == "int8"
+            else ""
+        )
         print(
             f"{'':>8} the loop's {loop_gflops:.0f} GFLOP/s are {loop_gflops / peaks.float_gflops:.0%} of fp32's peak; the engine's are "
-            f"{engine_gflops:.0f}, {engine_gflops / peaks.float_gflops:.0%} of it, with {WIDTH} bytes multiplied for each float: "
-            f"{WIDTH * engine_gflops / peaks.integer_gops:.0%} of int8's"
+            f"{engine_gflops:.0f}, {engine_gflops / peaks.float_gflops:.0%} of it{bytes_told}"
         )
 
 
