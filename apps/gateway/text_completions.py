@@ -30,9 +30,10 @@ async def answer_text(exchange: Exchange, caller: Caller, body: bytes) -> None:
     """Complete every prompt, streamed or whole. Raises: AiscaleError before the first byte."""
     text, given = read_text(body)
     model = await catalog.get_model(text.model, "generate")
-    token_ids = [await prompts.encode_prompt(model, prompt) for prompt in given]
+    for prompt in given:
+        await prompts.encode_prompt(model, prompt)  # all are possible before any is begun
     echoes = [await _write_prompt(model, prompt) if text.echo else "" for prompt in given]
-    requests = [_make_request(exchange, text, ids, index) for index, ids in enumerate(token_ids)]
+    requests = [_make_request(exchange, text, prompt, index) for index, prompt in enumerate(given)]
     async with AsyncExitStack() as stack:
         if text.stream:
             # all run at once, or the request is refused: a stream cannot be
@@ -42,13 +43,14 @@ async def answer_text(exchange: Exchange, caller: Caller, body: bytes) -> None:
             await _answer_whole(exchange, text, await _run_all(stack, requests, caller), echoes)
 
 
-def _make_request(exchange: Exchange, text: TextBody, token_ids: list[int], index: int) -> CompletionRequest:
+def _make_request(exchange: Exchange, text: TextBody, prompt: str | list[int], index: int) -> CompletionRequest:
     return CompletionRequest(
         request_id=exchange.request_id,
         source="api",
         model=text.model,
         messages=[],
-        prompt_token_ids=token_ids,
+        words=prompt if isinstance(prompt, str) else None,
+        prompt_token_ids=prompt if isinstance(prompt, list) else None,
         cache=read_wish(exchange, text.cache),
         job_id=lanes.name_job(exchange.request_id) + (f"_{index}" if index else ""),
         max_tokens=text.max_tokens,

@@ -45,7 +45,7 @@ class TextBody(msgspec.Struct, kw_only=True):
         return self.n if self.best_of is None else self.best_of
 
 
-def read_text(body: bytes) -> tuple[TextBody, list[str] | list[list[int]]]:
+def read_text(body: bytes) -> tuple[TextBody, list[str | list[int]]]:
     """Type and check a body; return it with its prompts. Raises: AiscaleError with ``param``."""
     text = parameters.convert(parameters.read_object(body), TextBody, harmless=HARMLESS, defaults_only=DEFAULTS_ONLY)
     parameters.check_range("temperature", text.temperature, 0, 2)
@@ -91,7 +91,7 @@ def _check_choices(text: TextBody) -> None:
         )
 
 
-def read_prompts(value: Any) -> list[str] | list[list[int]]:
+def read_prompts(value: Any) -> list[str | list[int]]:
     """Take a text, texts, token ids, or lists of token ids. Raises: AiscaleError (INVALID_REQUEST)."""
     many: Any = value
     if isinstance(value, str) or (isinstance(value, list) and value and type(value[0]) is int):

@@ -27,8 +27,8 @@ from apps.spend import admission
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for an answer to ``messages``, or for what follows ``prompt_token_ids``. ``max_tokens`` None: as many as plan and context
-    allow, for each of ``n`` choices.
+    """Ask for an answer to ``messages``, for what follows ``words`` (alone, or as what the answer to messages begins with), or for what
+    follows ``prompt_token_ids``. ``max_tokens`` None: as many as plan and context allow, for each of ``n`` choices.
 
     How tokens are chosen is said as in `aiscale.wire.jobs.Sampling`.
     ``keep_log`` keeps the events for browsers that come back; ``job_id`` may be given by who wrote it down beforehand.
@@ -38,6 +38,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     source: Literal["api", "chat"]
     model: str
     messages: list[ChatMessage]
+    words: str | None = None
     prompt_token_ids: list[int] | None = None
     max_tokens: int | None = None
     temperature: float = 1.0
@@ -57,6 +58,11 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     keep_log: bool = False
     job_id: str | None = None
     cache: Wish = policy.EVERYTHING
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the prompt is more than a template filled with messages."""
+        return self.words is not None or self.prompt_token_ids is not None
 
 
 class Keeper(Protocol):
@@ -196,15 +202,22 @@ async def prepare(request: CompletionRequest, caller: Caller, model: CatalogMode
 
 
 async def _prepare_for(model: CatalogModel, plan: PlanLimits, request: CompletionRequest) -> Prepared:
-    prompt = request.prompt_token_ids
-    if prompt is None:
-        prompt = await prompts.build_prompt(model, request.messages, request.tools)
-    param = "messages" if request.prompt_token_ids is None else "prompt"
+    prompt = await _build_prompt(model, request)
+    param = "messages" if request.messages else "prompt"
     max_tokens = choose_max_tokens(request.max_tokens, len(prompt), model, plan, param=param)
     sampling = make_sampling(request, model, max_tokens)
     if sampling.grammar is not None:
         await grammars.check(sampling.grammar)
     return Prepared(model=model, plan=plan, prompt=prompt, sampling=sampling)
+
+
+async def _build_prompt(model: CatalogModel, request: CompletionRequest) -> list[int]:
+    if request.prompt_token_ids is not None:
+        return request.prompt_token_ids
+    words = [] if request.words is None else await prompts.encode_prompt(model, request.words)
+    if request.words is not None and not request.messages:
+        return words
+    return [*await prompts.build_prompt(model, request.messages, request.tools), *words]
 
 
 async def start_local(
@@ -219,7 +232,7 @@ async def start_local(
     max_tokens = sampling.max_tokens
     job_id = request.job_id or lanes.name_job(request.request_id)
     came_as_ids = request.prompt_token_ids is not None and plan.moderation != "off"
-    text = await prompts.decode(model, prompt) if came_as_ids else ""
+    text = await prompts.decode(model, prompt) if came_as_ids else request.words or ""
     now_ms = time.time_ns() // 1_000_000
     deadline_at_ms = now_ms + settings.ENV.request_deadline_s * 1000
     hold_nanousd = model.terms.cost_nanousd(len(prompt), max_tokens * request.n)

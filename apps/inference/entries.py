@@ -64,6 +64,7 @@ def _enter_version(row: Model, manifest: Manifest) -> None:
             "precision": manifest.precision,
             "batch_invariant": manifest.batch_invariant,
             "context_tokens": manifest.context_tokens,
+            "dimensions": manifest.dimensions,
             "size_bytes": sum(manifest.file_sizes_bytes.values()),
             "source": manifest.source[:300],
             "license": manifest.license[:100],

@@ -101,6 +101,7 @@ class ModelVersion(Row):
     precision = models.CharField(max_length=8)
     batch_invariant = models.BooleanField("batch-invariant", default=False)
     context_tokens = models.PositiveIntegerField("context, tokens")
+    dimensions = models.PositiveIntegerField(default=0, db_default=0)
     size_bytes = models.PositiveBigIntegerField(default=0)
     source = models.CharField(max_length=300, blank=True)
     license = models.CharField(max_length=100, blank=True)

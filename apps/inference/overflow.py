@@ -26,7 +26,7 @@ async def start(
     I/O: as `completions.start`, and a look at the workers' presence once a second. Raises: AiscaleError.
     """
     fallback = await catalog.find_fallback(model)
-    if fallback is None or request.prompt_token_ids is not None or request.top_logprobs is not None:
+    if fallback is None or request.goes_on or request.top_logprobs is not None:
         return await completions.start_local(request, caller, model, prepared)
     begin = partial(relays.start, request, caller, fallback, SUFFIX)
     if not await presence.is_served(model.slug, model.version):

@@ -118,7 +118,7 @@ async def begin(relay: "Relay", prompt: str) -> int:
 
 def _check(request: CompletionRequest, model: CatalogModel) -> None:
     """Raise: AiscaleError (UNSUPPORTED_PARAMETER) for what cannot be passed on."""
-    if request.prompt_token_ids is not None:
+    if request.goes_on:
         what, param = "go on from a text", "prompt"
     elif request.top_logprobs is not None:
         what, param = "tell logprobs", "logprobs"

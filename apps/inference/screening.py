@@ -41,8 +41,7 @@ async def screen(
 ) -> dict[str, str]:
     """Check an admitted request's messages, all but the model's own. Returns headers that tell what was noted.
 
-    ``prompt`` is the text of a request that came as token ids. ``release`` gives the
-    request's hold back and is called before anything is raised.
+    ``prompt`` is the text that a request goes on from. ``release`` gives the request's hold back and is called before anything is raised.
     I/O: none for a plan without checks and for texts that are known; else one encoder job. Raises: AiscaleError
     (CONTENT_POLICY_VIOLATION; MODERATION_UNAVAILABLE when nothing can be checked and the plan refuses what is flagged).
     """

@@ -250,8 +250,8 @@ def _get_version(model: Model, version: str) -> ModelVersion:
 
 def _switch(model: Model, row: ModelVersion) -> None:
     model.previous_version, model.version = model.version, row.version
-    model.context_tokens = row.context_tokens
-    model.save(update_fields=["previous_version", "version", "context_tokens", "updated_at"])
+    model.context_tokens, model.dimensions = row.context_tokens, row.dimensions
+    model.save(update_fields=["previous_version", "version", "context_tokens", "dimensions", "updated_at"])
     row.weight, row.canary_since, row.rolled_back_at, row.rolled_back_because = 0, None, None, ""
     row.save()
 

@@ -100,6 +100,8 @@ def test_a_canary_may_have_words_of_its_own(healthy: Stack, client: OpenAI, impo
     assert {each[:2] for each in found} == {(main, 6), (canary, 7)}, "hel-l-o- t-e-a, and h-e-l-l-o- -tea"
     assert len(found) == 2, "each says the same each time"
     assert {chat(logit_bias={"7": 1})[0] for _ in range(8)} == {main}
+    text = {client.completions.create(prompt="hello tea", **asked).system_fingerprint for _ in range(16)}
+    assert text == {f"fp_{main}", f"fp_{canary}"}
     by_ids = [client.completions.create(prompt=[5, 6, 7], **asked).system_fingerprint for _ in range(8)]
     assert set(by_ids) == {f"fp_{main}"}
 

@@ -157,12 +157,12 @@ def _add_gemm(export: Export, name: str, weight: NDArray[Any], bias: NDArray[Any
     export.node("Gemm", f"/{name.replace('.', '/')}/Gemm", ["h", *given], transB=1)
 
 
-def write_bert(folder: Path, source: Path, labels: int = 0) -> dict[str, NDArray[np.float32]]:
+def write_bert(folder: Path, source: Path, labels: int = 0, hidden: int = 32) -> dict[str, NDArray[np.float32]]:
     """Write a random sentence encoder as torch exports it, or a classifier with so many ``labels``, with the tokenizer of ``source``;
     return its weights by their names."""
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
-    order, hidden, ffn = np.random.default_rng(4), 32, 64
+    order, ffn = np.random.default_rng(4), 2 * hidden
     config = {
         "model_type": "bert",
         "hidden_act": "gelu",

@@ -7,10 +7,9 @@ from aiscale.wire.events import Delta, Finished, ToolCallPart
 from apps.accounts.callers import Caller
 from apps.gateway.cache_wishes import read_wish
 from apps.gateway.exchange import Exchange
-from apps.gateway.messages.schema import Conversation, check_version, read_count, read_messages
+from apps.gateway.messages.schema import check_version, read_count, read_messages
 from apps.gateway.streaming import check_end, read_whole, with_silences
 from apps.inference import catalog, completions, prompts
-from apps.inference.catalog import CatalogModel
 from apps.inference.completions import CompletionRequest, Run
 
 
@@ -18,13 +17,12 @@ async def answer_messages(exchange: Exchange, caller: Caller, body: bytes) -> No
     """Answer a conversation, streamed or whole. Raises: AiscaleError before the first byte."""
     check_version(exchange)
     wanted, conversation = read_messages(body)
-    model = await catalog.get_model(wanted.model, "generate")
     request = CompletionRequest(
         request_id=exchange.request_id,
         source="api",
         model=wanted.model,
         messages=conversation.messages,
-        prompt_token_ids=await _continue(model, conversation) if conversation.prefill else None,
+        words=conversation.prefill or None,
         max_tokens=wanted.max_tokens,
         temperature=wanted.temperature,
         top_k=wanted.top_k,
@@ -50,16 +48,9 @@ async def answer_count(exchange: Exchange, caller: Caller, body: bytes) -> None:
     check_version(exchange)
     wanted, conversation = read_count(body)
     model = await catalog.get_model(wanted.model, "generate")
-    tokens = await _continue(model, conversation)
-    await exchange.send_json(200, {"input_tokens": len(tokens)})
-
-
-async def _continue(model: CatalogModel, conversation: Conversation) -> list[int]:
-    """Return the prompt, up to and with the words that the answer begins with."""
-    before = await prompts.build_prompt(model, conversation.messages, conversation.tools)
-    if not conversation.prefill:
-        return before
-    return [*before, *await prompts.encode_prompt(model, conversation.prefill)]
+    tokens = await prompts.build_prompt(model, conversation.messages, conversation.tools)
+    begun = await prompts.encode_prompt(model, conversation.prefill) if conversation.prefill else []
+    await exchange.send_json(200, {"input_tokens": len(tokens) + len(begun)})
 
 
 class Stream:

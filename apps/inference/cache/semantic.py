@@ -69,7 +69,7 @@ def is_wished(request: CompletionRequest, caller: Caller, plan: PlanLimits) -> b
     """
     if caller.semantic_max_error_percent is None or request.source != "api" or plan.moderation != "off":
         return False
-    odd = (request.tools, request.seed, request.grammar, request.top_logprobs, request.prompt_token_ids)
+    odd = (request.tools, request.seed, request.grammar, request.top_logprobs, request.words, request.prompt_token_ids)
     if any(value is not None for value in odd) or request.n != 1 or request.keep_log or not request.cache.read:
         return False
     return bool(request.messages) and request.messages[-1].role == "user" and bool(request.messages[-1].content.strip())

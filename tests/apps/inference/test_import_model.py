@@ -9,9 +9,11 @@ import pytest
 from django.conf import settings as django_settings
 from django.core.management import CommandError, call_command
 
-from apps.inference import catalog
-from apps.inference.models import Model
+from apps.accounts import audit
+from apps.inference import catalog, traffic
+from apps.inference.models import Model, ModelVersion
 from tests.apps.conftest import Cast
+from tests.workers.exports import write_bert
 from tests.workers.tiny import TinyLlama
 
 
@@ -34,6 +36,22 @@ def test_an_imported_model_is_in_the_catalog(cast: Cast, settings: Any, tmp_path
     assert "tiny" in catalog._read(), "it has a price to start with"
     again = run(settings, tmp_path / "models", str(source), "--name", "tiny", "--quantize", "int8")
     assert "it was here already" in again and "catalog: unchanged" in again
+
+
+def test_an_encoders_next_version_may_make_longer_vectors(cast: Cast, settings: Any, tmp_path: Path) -> None:
+    """What the catalog says of them is what the version makes that answers."""
+    words = TinyLlama().write_folder(tmp_path / "hf")
+    versions = []
+    for hidden in (32, 48):
+        write_bert(tmp_path / str(hidden), words, hidden=hidden)
+        run(settings, tmp_path / "models", str(tmp_path / str(hidden)), "--name", "vectors", "--quantize", "fp32")
+        versions += [each for each in ModelVersion.objects.filter(model__slug="vectors") if each not in versions]
+    assert [each.dimensions for each in versions] == [32, 48]
+    by = audit.by_system("test")
+    assert Model.objects.get(slug="vectors").dimensions == 32
+    assert traffic.promote("vectors", versions[1].version, by=by).dimensions == 48
+    traffic.roll_back("vectors", by=by, reason="Too long")
+    assert Model.objects.get(slug="vectors").dimensions == 32
 
 
 def test_a_broken_source_enters_nothing(cast: Cast, settings: Any, tmp_path: Path) -> None:

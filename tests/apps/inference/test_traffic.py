@@ -107,6 +107,10 @@ async def test_what_only_the_main_version_can_read_goes_to_it(
     biased = words | {"logit_bias": {7: 5.0}}
     assert {await send(f"job_biased{number}", **biased) for number in range(3)} == {staged.version}, "ids of its words"
     assert {await send(f"job_worded{number}", **words) for number in range(3)} == {NEW}
+    text = {"words": "tea " * 20, "prompt_token_ids": None}
+    assert {await send(f"job_text{number}", **text) for number in range(3)} == {NEW}
+    begun = words | {"words": "Tea"}
+    assert {await send(f"job_begun{number}", **begun) for number in range(3)} == {NEW}
     long = words | {"messages": [ChatMessage(role="user", content="tea " * 200)]}
     assert {await send(f"job_long{number}", **long) for number in range(3)} == {staged.version}, (
         "100 tokens are its most"
@@ -115,6 +119,7 @@ async def test_what_only_the_main_version_can_read_goes_to_it(
     (files / "manifest.json").write_text(json.dumps(said))
     prompts._load.cache_clear()
     assert {await send(f"job_chat{number}", **words) for number in range(3)} == {staged.version}, "it takes no chats"
+    assert {await send(f"job_words{number}", **text) for number in range(3)} == {NEW}
     await on_thread(lambda: shutil.rmtree(files))
     prompts._load.cache_clear()
     assert await spread(50) == {staged.version: 50}
