@@ -20,7 +20,7 @@ from apps.accounts.models import User
 from apps.accounts.roles import Right
 from apps.chat import exports, markdown
 from apps.chat.models import Conversation, Message
-from apps.chat.turns import TITLE_CHARS
+from apps.chat.turns import MAX_TEXT_CHARS, TITLE_CHARS
 from apps.inference.models import Model
 from apps.spend import usage
 from apps.spend.templatetags.money import usd_cents
@@ -147,6 +147,7 @@ def _chat_context(request: HttpRequest, conversation: Conversation | None) -> di
         "limit": usd_cents(limit),
         "spent_percent": min(spent * 100 // limit, 100) if limit else 100,
         "title_chars": TITLE_CHARS,
+        "max_chars": MAX_TEXT_CHARS,
     }
 
 

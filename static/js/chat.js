@@ -210,8 +210,15 @@ function ask(frame, article) {
   follow();
 }
 
+// a text that is too long stays whole where it was written: cut short, it would say something else
+function fits(words) {
+  const count = [...words].length, most = Number(thread.dataset.maxChars);
+  if (count > most) showNotice(`Your message has ${count.toLocaleString("en")} characters; the most is ${most.toLocaleString("en")}. Please shorten it.`);
+  return count <= most;
+}
+
 function say(words, replaces) {
-  if (!words || !isReady()) return false;
+  if (!words || !isReady() || !fits(words)) return false;
   const article = addMessage("user");
   part(article, "body").textContent = words;
   ask({ type: "send", conversation_id: conversationId, organization_id: thread.dataset.organization, text: words, ...(replaces && { replaces }) }, article);

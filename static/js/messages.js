@@ -34,7 +34,7 @@ function edit(article, button, send) {
   const body = article.querySelector(".body");
   const form = document.createElement("form");
   form.className = "edit";
-  form.innerHTML = '<textarea rows="1" maxlength="32000" required aria-label="Your message, edited"></textarea>'
+  form.innerHTML = '<textarea rows="1" required aria-label="Your message, edited"></textarea>'
     + '<div class="buttons"><button type="button" class="button small" data-cancel>Cancel</button><button class="button small button-primary">Send</button></div>'
     + '<p class="hint">It takes the place of this message and of all that follows.</p>';
   const text = form.querySelector("textarea");

@@ -135,6 +135,25 @@ def test_heals_when_the_web_process_dies(page: Page, healthy: Stack) -> None:
     assert answer.locator(".done").inner_text().strip()
 
 
+def test_a_text_that_is_too_long_stays_whole(page: Page) -> None:
+    sign_up(page, "eve")
+    written = page.get_by_label("Your message")
+    long = "word " * 6_401
+    page.wait_for_load_state()
+    written.focus()
+    page.keyboard.insert_text(long)
+    page.keyboard.press("Enter")
+    expect(page.locator("#notice")).to_have_text(
+        "Your message has 32,004 characters; the most is 32,000. Please shorten it."
+    )
+    assert written.input_value() == long and page.locator(".message").count() == 0
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.insert_text("Say hello.")
+    page.keyboard.press("Enter")
+    expect(page.locator("#notice")).to_be_hidden()
+    expect(page.locator('.message.assistant[data-status="complete"]')).to_have_count(1)
+
+
 def test_works_with_the_keyboard_alone(page: Page) -> None:
     sign_up(page, "dan")
     expect(page.get_by_label("Your message")).to_be_focused()
