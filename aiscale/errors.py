@@ -26,6 +26,8 @@ class Code(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     STORAGE_FULL = "storage_full"
     UNSUPPORTED_ENCODING = "unsupported_encoding"
+    BODY_TIMEOUT = "body_timeout"
+    BODY_CUT_SHORT = "body_cut_short"
     IDEMPOTENCY_MISMATCH = "idempotency_key_reused"
     IDEMPOTENCY_BUSY = "idempotency_key_in_use"
     PERMISSION_DENIED = "permission_denied"

@@ -25,6 +25,8 @@ STATUSES: dict[Code, tuple[int, str]] = {
     Code.METHOD_NOT_ALLOWED: (405, _INVALID),
     Code.STORAGE_FULL: (400, _INVALID),
     Code.UNSUPPORTED_ENCODING: (415, _INVALID),
+    Code.BODY_TIMEOUT: (408, _INVALID),
+    Code.BODY_CUT_SHORT: (400, _INVALID),
     Code.IDEMPOTENCY_MISMATCH: (422, _INVALID),
     Code.IDEMPOTENCY_BUSY: (409, _INVALID),
     Code.PERMISSION_DENIED: (403, "permission_error"),

@@ -1,5 +1,6 @@
 """Hold one HTTP request and its answer over plain ASGI."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,12 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 _encode = msgspec.json.Encoder().encode
+
+
+BODY_PATIENCE_S = 30.0
+"""How long a client may leave us waiting for the next piece of its body."""
+SLOW_BODY_S = 0.05
+"""A body that lets us wait for so long gives its place to others: its client decides when it comes."""
 
 
 class Disconnected(Exception):
@@ -75,7 +82,7 @@ class Exchange:
         return None if value is None else value.decode("latin-1")
 
     async def read_body(self) -> bytes:
-        """Read the whole body. Raises: AiscaleError (BODY_TOO_LARGE), Disconnected."""
+        """Read the whole body. Raises: AiscaleError (BODY_TOO_LARGE, BODY_TIMEOUT, BODY_CUT_SHORT)."""
         limit_bytes = settings.ENV.body_limit_bytes
         parts = [part async for part in self.iter_body(limit_bytes)]
         body = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -83,15 +90,13 @@ class Exchange:
         return body if encoding is None else await decompress(body, encoding, limit_bytes)
 
     async def iter_body(self, limit_bytes: int) -> AsyncIterator[bytes]:
-        """Yield the body as it comes. Raises: AiscaleError (BODY_TOO_LARGE), Disconnected."""
+        """Yield the body as it comes. Raises: AiscaleError (BODY_TOO_LARGE, BODY_TIMEOUT, BODY_CUT_SHORT)."""
         declared = self.find_header("content-length")
         if declared is not None and declared.isdigit() and int(declared) > limit_bytes:
             raise _too_large(limit_bytes)
         size, more = 0, True
         while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise Disconnected
+            message = await self._receive_part()
             part, more = message.get("body", b""), message.get("more_body", False)
             if more:
                 # it waits for its client, perhaps for long
@@ -101,6 +106,22 @@ class Exchange:
                 raise _too_large(limit_bytes)
             if part:
                 yield part
+
+    async def _receive_part(self) -> dict[str, Any]:
+        """Wait for the next piece of the body, and keep nobody else waiting. Raises: AiscaleError (BODY_TIMEOUT, BODY_CUT_SHORT)."""
+        slow = asyncio.get_running_loop().call_later(SLOW_BODY_S, overload.wait_elsewhere)
+        try:
+            async with asyncio.timeout(BODY_PATIENCE_S):
+                message = await self._receive()
+        except TimeoutError as error:
+            text = f"The next piece of the request's body did not come within {BODY_PATIENCE_S:g} seconds. Send the request again."
+            raise AiscaleError(Code.BODY_TIMEOUT, text) from error
+        finally:
+            slow.cancel()
+        if message["type"] == "http.disconnect":
+            text = "The request's body broke off, or was not framed as HTTP wants it. Nothing was done. Send the request again."
+            raise AiscaleError(Code.BODY_CUT_SHORT, text)
+        return message
 
     async def wait_disconnect(self) -> None:
         """Return when the client has left. Only after the body was read."""

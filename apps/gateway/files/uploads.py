@@ -36,7 +36,7 @@ class Upload:
 async def read_upload(exchange: Exchange) -> Upload:
     """Read a body of multipart/form-data with one file in the field ``file``. The caller closes it.
 
-    I/O: the file's bytes to a temporary file, on threads. Raises: AiscaleError (INVALID_REQUEST, BODY_TOO_LARGE), Disconnected.
+    I/O: the file's bytes to a temporary file, on threads. Raises: AiscaleError (INVALID_REQUEST; what `Exchange.iter_body` raises).
     """
     kind, options = parse_options_header(exchange.find_header("content-type") or "")
     boundary = options.get("boundary")

@@ -22,6 +22,7 @@ STATUSES = {
     403: "The plan or the organization does not permit it",
     404: "There is no such thing",
     405: "The path does not take this method",
+    408: "The body did not come",
     409: "The same request is being answered",
     413: "The body is too large",
     415: "The body's encoding is not read here",
@@ -35,7 +36,7 @@ STATUSES = {
 }
 ALWAYS = (401, 403, 405, 429, 500, 503)
 WITH_INPUT = (400, 404)
-WITH_BODY = (409, 413, 415, 422)
+WITH_BODY = (408, 409, 413, 415, 422)
 WITH_INFERENCE = (502, 504)
 
 

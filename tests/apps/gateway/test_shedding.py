@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY
 from aiscale import overload
 from aiscale import redis as redis_clients
 from aiscale.overload import Crowd
+from apps.gateway import exchange as exchange_module
 from tests.apps.conftest import Cast
 from tests.apps.gateway.driver import Exchange
 
@@ -94,6 +95,31 @@ async def test_a_body_that_comes_slowly_keeps_nobody_out(cast: Cast, crowd: Crow
     assert (await models.read_json())["object"] == "list"
     slow.leave()
     await asyncio.wait_for(slow.task, 20)
+
+
+async def test_a_body_that_does_not_begin_keeps_nobody_out(cast: Cast, crowd: Crowd) -> None:
+    crowd.places = 1
+    silent = Exchange("POST", "/v1/embeddings", key=cast.raw)
+    silent.unread.clear()
+    while crowd.count or not crowd._finished:
+        assert not silent.task.done()
+        await asyncio.sleep(0.01)
+    models = Exchange("GET", "/v1/models", key=cast.raw)
+    assert (await models.read_json())["object"] == "list"
+    silent.leave()
+    error = (await silent.read_json())["error"]
+    assert (silent.status, error["code"]) == (400, "body_cut_short")
+    assert silent.headers["x-request-id"].startswith("req_")
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange_module, "BODY_PATIENCE_S", 0.02)
+    for path in ("/v1/embeddings", "/v1/files"):
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        slow = Exchange("POST", path, key=cast.raw, headers=headers, parts=[b"--x", b"--x--"])
+        slow.unread.pop()
+        error = (await slow.read_json())["error"]
+        assert (slow.status, error["code"], error["type"]) == (408, "body_timeout", "invalid_request_error")
 
 
 @pytest.mark.usefixtures("worker")
