@@ -41,6 +41,9 @@ class GatewayApplication:
 
 async def _take_in(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a request, unless it is one too many."""
+    if scope["method"] == "OPTIONS" and await _answer_preflight(Exchange(scope, receive, send)):
+        # of a refusal in its place a page could read nothing, not even that it is one
+        return
     place = overload.enter()
     if place is None:
         await shedding.refuse(scope, send)
@@ -78,8 +81,6 @@ async def _answer(exchange: Exchange) -> None:
 
 async def _route(exchange: Exchange) -> None:
     path, method = exchange.path.rstrip("/"), exchange.method
-    if method == "OPTIONS" and await _answer_preflight(exchange):
-        return
     methods, exchange.path_values = ROUTER.find(path)
     if not methods:
         raise AiscaleError(

@@ -3,6 +3,7 @@
 import asyncio
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import zstandard
 
@@ -90,18 +91,28 @@ async def decompress(body: bytes, encoding: str, limit_bytes: int) -> bytes:
 
 
 def _gunzip(body: bytes, most_bytes: int) -> bytes:
-    unpacker = zlib.decompressobj(wbits=_GZIP_WBITS)
-    data = unpacker.decompress(body, most_bytes)
-    if len(data) < most_bytes and not unpacker.eof:
-        raise EOFError("it ends in the middle")
-    return data
+    return _unpack(body, most_bytes, 4 << 10, lambda: zlib.decompressobj(wbits=_GZIP_WBITS))
 
 
 def _unzstd(body: bytes, most_bytes: int) -> bytes:
-    reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).stream_reader(body)
+    # a block of four bytes may hold 128 KiB: few are unpacked at a time
+    return _unpack(body, most_bytes, 256, zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).decompressobj)
+
+
+def _unpack(body: bytes, most_bytes: int, piece_bytes: int, make: Callable[[], Any]) -> bytes:
+    """Unpack all members of a gzip file, or frames of zstd: there may be several. Little more than ``most_bytes`` is ever unpacked.
+
+    Raises: zlib.error, zstandard.ZstdError; EOFError for one that ends in the middle.
+    """
     parts: list[bytes] = []
-    left = most_bytes
-    while left > 0 and (part := reader.read(min(left, 1 << 20))):
-        parts.append(part)
-        left -= len(part)
+    left, member = most_bytes, None
+    for start in range(0, len(body), piece_bytes):
+        piece = body[start : start + piece_bytes]
+        while piece and left > 0:
+            member = member or make()
+            parts.append(member.decompress(piece))
+            left -= len(parts[-1])
+            piece, member = (member.unused_data, None) if member.eof else (b"", member)
+    if member is not None and left > 0:
+        raise EOFError("it ends in the middle")
     return b"".join(parts)

@@ -78,6 +78,17 @@ async def test_pages_of_other_origins_may_read_it(crowd: Crowd, settings: Any) -
     assert "retry-after" in exchange.headers["access-control-expose-headers"]
 
 
+async def test_a_page_that_asks_first_is_told_yes_and_then_reads_the_refusal(crowd: Crowd, settings: Any) -> None:
+    settings.ENV = dataclasses.replace(settings.ENV, cors_origins=("https://app.example",))
+    crowd.places = 0
+    asked = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    exchange = Exchange("OPTIONS", "/v1/embeddings", headers=asked)
+    await exchange.read()
+    assert (exchange.status, exchange.headers["access-control-allow-origin"]) == (204, "https://app.example")
+    stranger = Exchange("OPTIONS", "/v1/embeddings", headers=asked | {"origin": "https://evil.example"})
+    assert (await stranger.read_json())["error"]["code"] == "overloaded"
+
+
 async def test_pages_are_served_all_the_same(crowd: Crowd) -> None:
     crowd.places = 0
     exchange = Exchange("GET", "/healthz")

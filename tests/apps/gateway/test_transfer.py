@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import zstandard
 
+from apps.gateway import cors, idempotency
 from apps.gateway.compression import choose_encoding
+from apps.inference import screening
+from apps.inference.cache import semantic, telling
 from tests.apps.conftest import Cast
 from tests.apps.gateway.driver import Exchange
 
@@ -67,6 +70,16 @@ async def test_compressed_requests_are_read(cast: Cast, worker: None) -> None:
         assert (await exchange.read_json())["usage"]["completion_tokens"] == 5, encoding
 
 
+async def test_compressed_requests_may_come_in_several_members(cast: Cast) -> None:
+    body = json.dumps({"model": "nobody's", "messages": []}).encode()
+    halves = body[:9], body[9:]
+    packed = {"gzip": map(gzip.compress, halves), "zstd": map(zstandard.compress, halves)}
+    for encoding, members in packed.items():
+        headers = {"content-encoding": encoding}
+        exchange = Exchange("POST", "/v1/chat/completions", key=cast.raw, body=b"".join(members), headers=headers)
+        assert (await exchange.read_json())["error"]["param"] == "messages", encoding
+
+
 async def test_bombs_and_nonsense_are_refused(cast: Cast, settings: Any) -> None:
     huge = b"0" * (200 << 20)
     cases = [
@@ -75,6 +88,11 @@ async def test_bombs_and_nonsense_are_refused(cast: Cast, settings: Any) -> None
         ("gzip", b"nonsense", 400, "invalid_request"),
         ("gzip", gzip.compress(b"x" * 999)[:-9], 400, "invalid_request"),
         ("zstd", b"nonsense", 400, "invalid_request"),
+        ("zstd", zstandard.compress(b"x" * 999)[:-3], 400, "invalid_request"),
+        # nothing that is sent is dropped silently
+        ("gzip", gzip.compress(b"{}") + b"nonsense", 400, "invalid_request"),
+        ("gzip", gzip.compress(b"{}") + gzip.compress(b"x")[:-9], 400, "invalid_request"),
+        ("zstd", zstandard.compress(b"{}") + b"nonsense", 400, "invalid_request"),
         ("br", b"{}", 415, "unsupported_encoding"),
         ("deflate", zlib.compress(b"{}"), 415, "unsupported_encoding"),
     ]
@@ -111,3 +129,9 @@ async def test_other_origins_may_call_where_the_owner_says_so(cast: Cast, settin
     anybody = Exchange("GET", "/v1/models", key=cast.raw, headers={"origin": "null"})
     await anybody.read()
     assert anybody.headers["access-control-allow-origin"] == "*"
+
+
+async def test_a_page_may_read_all_that_we_say_of_an_answer() -> None:
+    """Each header of our own, wherever it is made, is named to browsers."""
+    ours = [telling.HEADER, semantic.HEADER, screening.HEADER, *idempotency.REPLAYED, "retry-after", "x-should-retry"]
+    assert set(ours) <= set(cors.EXPOSED.split(", "))
