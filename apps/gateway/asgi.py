@@ -101,7 +101,7 @@ async def _route(exchange: Exchange) -> None:
         return
     body = await exchange.read_body() if route.body == "json" else b""
     key = exchange.find_header(idempotency.HEADER)
-    if key is None or route.body != "json":
+    if key is None or route.method != "POST":
         await _until_disconnect(exchange, route.answer(exchange, caller, body))
         return
     work = partial(route.answer, exchange, caller, body)

@@ -40,7 +40,7 @@ async def answer_creation(exchange: Exchange, caller: Caller, body: bytes) -> No
         parameters.read_object(body), BatchBody, harmless=frozenset(), defaults_only=DEFAULTS_ONLY
     )
     check_metadata(wanted.metadata)
-    row = await on_thread(lambda: _create(caller, wanted))
+    row = await on_thread(lambda: _create(caller, wanted, exchange.request_id))
     await exchange.send_json(200, describe(row))
 
 
@@ -72,7 +72,12 @@ def get(organization_id: str, batch_id: str) -> Batch:
     return found
 
 
-def _create(caller: Caller, wanted: BatchBody) -> Batch:
+def _create(caller: Caller, wanted: BatchBody, request_id: str) -> Batch:
+    """Write a batch, named after its request: a try that died is repeated and makes no second one. Raises: AiscaleError."""
+    batch_id = f"{Batch.PUBLIC_ID_PREFIX}_{request_id.removeprefix('req_')}"
+    made: Batch | None = Batch.objects.of(caller.organization_id).filter(public_id=batch_id).first()
+    if made is not None:
+        return made
     file = keeping.get(caller.organization_id, wanted.input_file_id, param="input_file_id")
     if file.purpose != "batch":
         message = f"The file {file.public_id} has the purpose {file.purpose}; upload one with the purpose batch."
@@ -82,6 +87,7 @@ def _create(caller: Caller, wanted: BatchBody) -> Batch:
         raise AiscaleError(Code.TOO_MANY_IN_FLIGHT, message, retry_after_s=60)
     now = timezone.now()
     return Batch.objects.create(
+        public_id=batch_id,
         organization=Organization.objects.get(public_id=caller.organization_id),
         key_digest=caller.key_digest or "",
         endpoint=wanted.endpoint,

@@ -2,12 +2,14 @@
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 from aiscale import listing
 from aiscale.errors import AiscaleError, Code
 from apps.accounts.callers import Caller, on_thread
+from apps.gateway import idempotency
 from apps.gateway.exchange import Exchange
 from apps.gateway.files import keeping
 from apps.gateway.files.uploads import Upload, read_upload
@@ -21,24 +23,35 @@ MIN_LIFETIME_S, MAX_LIFETIME_S = 3_600, 2_592_000
 
 
 async def answer_upload(exchange: Exchange, caller: Caller, body: bytes) -> None:
-    """Store one file. Raises: AiscaleError."""
+    """Store one file; once for an Idempotency-Key. Raises: AiscaleError."""
     upload = await read_upload(exchange)
     try:
-        purpose, lifetime = _read_fields(upload)
-        assert upload.file is not None
-        file = upload.file
-        row = await on_thread(
-            lambda: keeping.keep(
-                caller.organization_id,
-                file,
-                filename=_clean_name(upload.filename),
-                purpose=purpose,
-                size_bytes=upload.size_bytes,
-                lifetime=lifetime,
-            )
-        )
+        key = exchange.find_header(idempotency.HEADER)
+        if key is None:
+            await _store(exchange, caller, upload)
+        else:
+            work = partial(_store, exchange, caller, upload)
+            await idempotency.answer(exchange, caller, key, upload.summarize(), work)
     finally:
         upload.close()
+
+
+async def _store(exchange: Exchange, caller: Caller, upload: Upload) -> None:
+    purpose, lifetime = _read_fields(upload)
+    assert upload.file is not None
+    file = upload.file
+    row = await on_thread(
+        lambda: keeping.keep(
+            caller.organization_id,
+            file,
+            filename=_clean_name(upload.filename),
+            purpose=purpose,
+            size_bytes=upload.size_bytes,
+            # a try that died is repeated under the same id: what it left is replaced
+            file_id=f"{StoredFile.PUBLIC_ID_PREFIX}_{exchange.request_id.removeprefix('req_')}",
+            lifetime=lifetime,
+        )
+    )
     await exchange.send_json(200, describe(row))
 
 

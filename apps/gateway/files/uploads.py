@@ -1,6 +1,8 @@
 """Read a multipart upload: the file goes to disk as it comes, the fields to memory."""
 
 import asyncio
+import hashlib
+import json
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -27,6 +29,12 @@ class Upload:
     filename: str = ""
     size_bytes: int = 0
     file: IO[bytes] | None = None
+    digest: Any = field(default_factory=hashlib.sha256)
+    """Of the file's bytes."""
+
+    def summarize(self) -> bytes:
+        """Return what tells this upload from another one, whatever boundary it was sent with."""
+        return json.dumps([self.fields, self.filename, self.digest.hexdigest()], sort_keys=True).encode()
 
     def close(self) -> None:
         if self.file is not None:
@@ -103,6 +111,7 @@ class _Reader:
         """I/O: writes what has come. On a thread."""
         if self._upload.file is not None and self.unwritten:
             self._upload.file.write(self.unwritten)
+            self._upload.digest.update(self.unwritten)
             self.unwritten.clear()
 
     def _begin(self, segment: MultipartSegment) -> None:

@@ -16,7 +16,7 @@ from apps.accounts.keys import create_key, revoke_key
 from apps.accounts.models import Plan
 from apps.gateway.batches import leases, lines, runner
 from apps.gateway.batches import upkeep as batches
-from apps.gateway.models import Batch, BatchLine, StoredFile, StoredResponse
+from apps.gateway.models import Batch, BatchLine, IdempotentRequest, StoredFile, StoredResponse
 from apps.gateway.responses.storage import create as create_response
 from apps.spend import killswitch
 from apps.spend.models import UsageRecord
@@ -350,3 +350,28 @@ async def test_a_kill_of_the_organization_is_waited_for(cast: Cast) -> None:
     await on_thread(lambda: Batch.objects.update(due_at=None))
     await runner.advance(made["id"])
     assert (await read(cast, made["id"]))["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
+
+
+async def test_a_batch_whose_maker_died_is_made_once(cast: Cast) -> None:
+    """M7: its process died after it had written the batch, and before it had said so."""
+    file = await upload(cast, make_body(json.dumps(make_line(1)).encode(), purpose="batch")).read_json()
+    value = {"input_file_id": file["id"], "endpoint": CHATS, "completion_window": "24h"}
+
+    def ask() -> Exchange:
+        return Exchange("POST", "/v1/batches", key=cast.raw, value=value, headers={"idempotency-key": "k"})
+
+    first = await ask().read_json()
+    gone = {"body": None, "status": None, "lease_until": "2026-01-01T00:00:00Z"}
+    await on_thread(lambda: IdempotentRequest.objects.update(**gone))
+    assert (await ask().read_json())["id"] == first["id"]
+    assert await on_thread(Batch.objects.count) == 1
+
+
+async def test_a_cancellation_sent_again_has_the_same_answer(cast: Cast) -> None:
+    made = await create(cast, [make_line(1)])
+    path, headers = f"/v1/batches/{made['id']}/cancel", {"idempotency-key": "k"}
+    first = await Exchange("POST", path, key=cast.raw, headers=headers).read_json()
+    assert first["status"] == "cancelling"
+    await runner.advance(made["id"])
+    again = Exchange("POST", path, key=cast.raw, headers=headers)
+    assert await again.read_json() == first and again.headers["idempotent-replayed"] == "true"

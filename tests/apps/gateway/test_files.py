@@ -9,7 +9,7 @@ import pytest
 
 from apps.accounts.callers import on_thread
 from apps.gateway.files import keeping, upkeep
-from apps.gateway.models import StoredFile
+from apps.gateway.models import IdempotentRequest, StoredFile
 from tests.apps.conftest import Cast
 from tests.apps.gateway.driver import Exchange
 
@@ -134,3 +134,23 @@ async def test_what_died_half_way_is_taken_away(cast: Cast, storage: Any) -> Non
     assert await on_thread(upkeep.tidy) == 3
     assert await on_thread(lambda: [row.pk for row in StoredFile.objects.all()]) == [young.pk]
     assert len([path for path in storage.rglob("*") if path.is_file()]) == 1
+
+
+async def test_an_upload_sent_again_is_one_file(cast: Cast) -> None:
+    body = make_body(purpose="batch")
+    first = await upload(cast, body, **{"idempotency-key": "k"}).read_json()
+    again_headers = {"content-type": "multipart/form-data; boundary=other", "idempotency-key": "k"}
+    again = Exchange(
+        "POST", "/v1/files", key=cast.raw, body=body.replace(BOUNDARY.encode(), b"other"), headers=again_headers
+    )
+    assert await again.read_json() == first and again.headers["idempotent-replayed"] == "true"
+    for changed in (make_body(b"{}", purpose="batch"), make_body(filename="b.jsonl", purpose="batch")):
+        other = upload(cast, changed, **{"idempotency-key": "k"})
+        assert (await other.read_json())["error"]["code"] == "idempotency_key_reused" and other.status == 422
+    # its process died after it had stored the file, and before it had said so
+    gone = {"body": None, "status": None, "lease_until": "2026-01-01T00:00:00Z"}
+    await on_thread(lambda: IdempotentRequest.objects.update(**gone))
+    repeated = await upload(cast, body, **{"idempotency-key": "k"}).read_json()
+    assert repeated["id"] == first["id"]
+    assert json.loads((await get(cast, "/v1/files"))[1])["data"] == [repeated]
+    assert (await get(cast, f"/v1/files/{first['id']}/content"))[1] == b'{"a": 1}\n'
