@@ -23,13 +23,15 @@ _INT64 = 1 << 63
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
+SERVICE_TIERS = ("auto", "default")
+"""The other ones change what a request costs or how soon it is answered, and there are none here."""
+
 HARMLESS = frozenset(
     {
         "metadata",
         "prompt_cache_key",
         "prompt_cache_retention",
         "safety_identifier",
-        "service_tier",
         "user",
     }
 )
@@ -42,6 +44,7 @@ DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "prediction": (),
     "reasoning_effort": (),
+    "service_tier": SERVICE_TIERS,
     "store": (False,),
     "verbosity": (),
     "web_search_options": (),
@@ -56,7 +59,11 @@ _MESSAGE_DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
-class StreamOptions(msgspec.Struct, kw_only=True):
+TEXT_PART = frozenset({"type", "text", "cache_control", "prompt_cache_breakpoint"})
+"""What a part of a message may hold. The last two are hints for caches of prompts, which is cached here whatever they say."""
+
+
+class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_usage: bool = False
     include_obfuscation: bool = False
 
@@ -224,6 +231,7 @@ def _read_content(content: str | list[dict[str, Any]], path: str) -> str:
                 f'{path}[{index}] is not supported: the parts of a message must be {{"type": "text", "text": "..."}}.',
                 param=f"{path}[{index}]",
             )
+        parameters.check_names(part, TEXT_PART, f"{path}[{index}]")
         texts.append(text)
     return "".join(texts)
 

@@ -60,7 +60,8 @@ class _Anthropic(Dialect):
         return STATUSES[error.code][0]
 
     def word(self, error: AiscaleError, request_id: str) -> dict[str, Any]:
-        kind = _ANTHROPIC.get(self.status_of(error), "api_error")
+        status = self.status_of(error)
+        kind = _ANTHROPIC.get(status, "invalid_request_error" if status < 500 else "api_error")
         if error.code is Code.BUDGET_EXHAUSTED:
             kind = "billing_error"
         detail = {"type": kind, "message": error.message, "code": error.code.value}

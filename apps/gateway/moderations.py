@@ -11,7 +11,7 @@ from apps.gateway.exchange import Exchange
 from apps.inference import moderation
 from apps.inference.moderation import ModerationRequest, Verdict
 
-_PART = {
+_PART: dict[str, Any] = {
     "type": "object",
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
     "required": ["type", "text"],
@@ -79,6 +79,7 @@ def _read_part(part: Any, index: int) -> str:
     text = part.get("text")
     if not isinstance(text, str) or not text:
         raise _bad(f"input[{index}].text must be a string that is not empty")
+    parameters.check_names(part, _PART["properties"], f"input[{index}]")
     return text
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
@@ -111,6 +111,14 @@ def read_query(
     return found
 
 
+def check_names(value: Mapping[str, Any], known: Collection[str], path: str) -> None:
+    """Refuse what a part of the body holds besides ``known``; ``null`` was not given. Raises: AiscaleError (INVALID_REQUEST)."""
+    for name, given in value.items():
+        if name not in known and given is not None:
+            place = f"{path}.{name[:100]}"
+            raise AiscaleError(Code.INVALID_REQUEST, f"Unrecognized request argument supplied: {place}.", param=place)
+
+
 @contextmanager
 def within(path: str) -> Iterator[None]:
     """Name errors of a part of the body by its place in it."""
@@ -130,7 +138,7 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
     except AiscaleError as error:
         for ours, theirs in names.items():
             error.message = re.sub(rf"\b{ours}\b", theirs, error.message)
-        error.param = names.get(error.param, error.param) if error.param else None
+        error.param = re.sub(r"^\w+", lambda head: names.get(head[0], head[0]), error.param) if error.param else None
         raise
 
 
@@ -148,6 +156,14 @@ def _explain(error: msgspec.ValidationError) -> AiscaleError:
     reason = _PATH.sub("", text).replace("Object missing required field", "You must provide the parameter")
     missing = re.fullmatch(r"You must provide the parameter `(\w+)`", reason)
     param = found.group(1) if found else ""
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", reason, re.DOTALL)
+    if unknown:
+        name = unknown.group(1)[:100]
+        return AiscaleError(
+            Code.INVALID_REQUEST,
+            f"Unrecognized request argument supplied: {name}.",
+            param=f"{param}.{name}" if param else name,
+        )
     if missing:
         param = f"{param}.{missing.group(1)}" if param else missing.group(1)
         reason = f"You must provide the parameter {param}"

@@ -17,8 +17,8 @@ from apps.inference.tools import Tools
 VERSIONS = ("2023-06-01", "2026-10-21")
 MAX_STOP = 4
 
-HARMLESS = frozenset({"cache_control", "metadata", "service_tier"})
-"""They change nothing in an answer: labels, and hints about what is cached and how soon."""
+HARMLESS = frozenset({"cache_control", "metadata"})
+"""They change nothing in an answer: labels, and hints about what is cached."""
 
 DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "container": (),
@@ -28,6 +28,7 @@ DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "mcp_servers": ([],),
     "output_config": ({},),
     "output_format": (),
+    "service_tier": ("auto", "standard_only"),
     "speed": ("standard",),
     "thinking": ({"type": "disabled"},),
     "user_profile_id": (),

@@ -6,6 +6,7 @@ import msgspec
 
 from aiscale.errors import AiscaleError, Code
 from apps.gateway import parameters
+from apps.gateway.chat_schema import TEXT_PART
 from apps.gateway.tool_schema import Function, make_call, make_tools, refuse
 from apps.inference.prompts import ChatMessage
 from apps.inference.tools import ToolCall, Tools
@@ -13,6 +14,8 @@ from apps.inference.tools import ToolCall, Tools
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {"phase": (), "namespace": (), "caller": ()}
 _HARMLESS = frozenset({"id", "status"})
+_TEXT_PART = TEXT_PART | {"annotations", "logprobs"}
+"""The last two are in an answer's text, which may be sent back as it came."""
 _TEXT_PARTS = ("input_text", "output_text", "text")
 
 
@@ -176,5 +179,6 @@ def _read_content(content: str | list[dict[str, Any]], path: str) -> str:
                 f'{path}[{index}] is not supported: the parts must be {{"type": "input_text", "text": "..."}}.',
                 param=f"{path}[{index}]",
             )
+        parameters.check_names(part, _TEXT_PART, f"{path}[{index}]")
         texts.append(text)
     return "".join(texts)

@@ -7,7 +7,7 @@ import msgspec
 from aiscale.errors import AiscaleError, Code
 from apps.gateway import parameters
 from apps.gateway.cache_wishes import CacheOption
-from apps.gateway.chat_schema import MAX_MESSAGES
+from apps.gateway.chat_schema import MAX_MESSAGES, SERVICE_TIERS
 from apps.gateway.responses.items import join_calls, read_item
 from apps.inference.prompts import ChatMessage
 
@@ -18,7 +18,6 @@ HARMLESS = frozenset(
         "prompt_cache_key",
         "prompt_cache_retention",
         "safety_identifier",
-        "service_tier",
         "user",
     }
 )
@@ -30,6 +29,7 @@ DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "max_tool_calls": (),
     "prompt": (),
     "reasoning": ({},),
+    "service_tier": SERVICE_TIERS,
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
@@ -49,11 +49,11 @@ INCLUDABLE = frozenset(
 """Extras of kinds of output that are not made here: whoever asks for them gets all that there are."""
 
 
-class ResponseStreamOptions(msgspec.Struct, kw_only=True):
+class ResponseStreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_obfuscation: bool = False
 
 
-class TextSettings(msgspec.Struct, kw_only=True):
+class TextSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What the text is to look like. ``verbosity`` medium is the only one there is."""
 
     format: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "text"})

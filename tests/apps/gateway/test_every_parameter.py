@@ -78,7 +78,7 @@ async def test_each_one_is_honoured_or_refused_by_name(
         error = json.loads(refused.body)["error"]  # type: ignore[attr-defined]
         assert name in (error.get("param") or error["message"]), (name, error)
     # what we say changes nothing is a label or a hint
-    labels = {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "user"}
+    labels = {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user"}
     assert harmless <= labels | {"cache_control"}
     assert not honoured & set(defaults_only)
 
@@ -111,3 +111,80 @@ async def test_extras_that_cannot_be_included_are_refused(cast: Cast) -> None:
     )
     error = json.loads(refused.body)["error"]  # type: ignore[attr-defined]
     assert (refused.status, error["param"]) == (400, "include[1]")
+
+
+SAID = [{"role": "user", "content": "Hi"}]
+NESTED: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "/v1/chat/completions",
+        chat(messages=[{"role": "user", "content": [{"type": "text", "text": "Hi", "odd": 1}]}]),
+        "messages[0].content[0].odd",
+    ),
+    ("/v1/chat/completions", chat(stream=True, stream_options={"odd": 1}), "stream_options.odd"),
+    ("/v1/chat/completions", chat(response_format={"type": "text", "odd": 1}), "response_format.odd"),
+    ("/v1/chat/completions", chat(response_format={"type": "json_object", "odd": 1}), "response_format.odd"),
+    (
+        "/v1/chat/completions",
+        chat(response_format={"type": "json_schema", "odd": 1, "json_schema": {"name": "x", "schema": {}}}),
+        "response_format.odd",
+    ),
+    (
+        "/v1/chat/completions",
+        chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "odd": 1, "schema": {}}}),
+        "response_format.json_schema.odd",
+    ),
+    ("/v1/chat/completions", chat(service_tier="flex"), "service_tier"),
+    (
+        "/v1/completions",
+        {"model": CHAT, "prompt": "x", "stream": True, "stream_options": {"odd": 1}},
+        "stream_options.odd",
+    ),
+    ("/v1/moderations", {"input": [{"type": "text", "text": "x", "odd": 1}]}, "input[0].odd"),
+    (
+        "/v1/responses",
+        {"model": CHAT, "input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "odd": 1}]}]},
+        "input[0].content[0].odd",
+    ),
+    ("/v1/responses", {"model": CHAT, "input": "x", "text": {"odd": 1}}, "text.odd"),
+    ("/v1/responses", {"model": CHAT, "input": "x", "text": {"format": {"type": "text", "odd": 1}}}, "text.format.odd"),
+    (
+        "/v1/responses",
+        {
+            "model": CHAT,
+            "input": "x",
+            "text": {"format": {"type": "json_schema", "name": "x", "schema": {}, "odd": 1}},
+        },
+        "text.format.odd",
+    ),
+    ("/v1/responses", {"model": CHAT, "input": "x", "service_tier": "priority"}, "service_tier"),
+    (
+        "/v1/responses",
+        {"model": CHAT, "input": "x", "stream": True, "stream_options": {"odd": 1}},
+        "stream_options.odd",
+    ),
+    ("/v1/messages", {"model": CHAT, "messages": SAID, "max_tokens": 2, "service_tier": "priority"}, "service_tier"),
+]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("path", "value", "param"), NESTED)
+async def test_no_part_of_a_body_holds_what_nobody_reads(
+    cast: Cast, path: str, value: dict[str, Any], param: str
+) -> None:
+    refused = await ask(cast.raw, value, path)
+    error = json.loads(refused.body)["error"]  # type: ignore[attr-defined]
+    assert (refused.status, error["param"]) == (400, param), error
+    assert param.rpartition(".")[2] in error["message"]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("worker")
+async def test_what_the_clients_send_back_is_taken(cast: Cast) -> None:
+    """The text of an answer comes back with its annotations; hints for caches of prompts are no wishes."""
+    part = {"type": "output_text", "text": "Hello", "annotations": [], "logprobs": []}
+    said = [{"role": "assistant", "content": [part]}, {"role": "user", "content": "Go on"}]
+    value = {"model": CHAT, "input": said, "store": False, "max_output_tokens": 2, "service_tier": "auto"}
+    assert (await ask(cast.raw, value, "/v1/responses")).status == 200
+    hinted = {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}
+    value = chat(messages=[{"role": "user", "content": [hinted]}], service_tier="default", max_tokens=2)
+    assert (await ask(cast.raw, value)).status == 200

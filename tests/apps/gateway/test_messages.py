@@ -132,6 +132,12 @@ async def test_refusals_have_anthropics_names(cast: Cast) -> None:
     assert (await stranger.read_json())["error"]["type"] == "authentication_error" and stranger.status == 401
     version = Exchange("POST", "/v1/messages", value={}, key=cast.raw, headers={"anthropic-version": "2020-01-01"})
     assert "anthropic-version" in (await version.read_json())["error"]["message"]
+    for method, path, headers, status in (
+        ("GET", "/v1/messages", {}, 405),
+        ("POST", "/v1/messages", {"content-encoding": "br"}, 415),
+    ):
+        mistaken = Exchange(method, path, value={}, key=cast.raw, headers=headers)
+        assert (await mistaken.read_json())["error"]["type"] == "invalid_request_error" and mistaken.status == status
     plan = await on_thread(lambda: Plan.objects.get(slug="enterprise"))
     plan.requests_per_window = 1
     await on_thread(plan.save)
