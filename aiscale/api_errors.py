@@ -11,7 +11,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView, set_rollback
 
-from aiscale.db import make_public_id
+from aiscale import request_ids
 from aiscale.errors import AiscaleError, Code
 from aiscale.redis import UNAVAILABLE, unavailable
 from apps.gateway.errors import STATUSES, error_headers, error_object, internal_error
@@ -42,9 +42,9 @@ def answer(error: Exception, context: dict[str, Any]) -> Response:
         error = AiscaleError(Code.BACKEND_UNAVAILABLE, message, retry_after_s=2)
     if isinstance(error, AiscaleError):
         return Response(error_object(error), STATUSES[error.code][0], headers=error_headers(error))
-    request_id = make_public_id("req")
+    request_id = request_ids.get(context["request"])
     log.error("a request failed", exc_info=error, extra={"request_id": request_id})
-    return Response(internal_error(request_id), 500, headers={"x-request-id": request_id})
+    return Response(internal_error(request_id), 500)
 
 
 class NoSuchPath(APIView):

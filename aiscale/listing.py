@@ -1,6 +1,6 @@
 """Answer with lists in pages, as OpenAI does: ``limit``, ``after`` (an id), ``order``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from django.db.models import QuerySet
@@ -39,11 +39,29 @@ def make_list(
     if page.after is not None:
         start = rows.filter(public_id=page.after).values_list("pk", flat=True).first()
         if start is None:
-            raise AiscaleError(Code.NOT_FOUND, f"There is no {page.after[:60]!r} to list after.", param="after")
+            raise _nowhere(page.after)
         rows = rows.filter(pk__lt=start) if page.newest_first else rows.filter(pk__gt=start)
     found = list(rows.order_by("-pk" if page.newest_first else "pk")[: page.limit + 1])
     if prepare is not None:
         prepare(found[: page.limit])
-    data = [describe(row) for row in found[: page.limit]]
+    return _word([describe(row) for row in found[: page.limit]], has_more=len(found) > page.limit)
+
+
+def cut_list(items: Sequence[dict[str, Any]], page: Page) -> dict[str, Any]:
+    """Return one page of objects that are all at hand, oldest first. Raises: AiscaleError (NOT_FOUND)."""
+    ordered = list(reversed(items)) if page.newest_first else list(items)
+    if page.after is not None:
+        places = [place for place, item in enumerate(ordered) if item["id"] == page.after]
+        if not places:
+            raise _nowhere(page.after)
+        ordered = ordered[places[0] + 1 :]
+    return _word(ordered[: page.limit], has_more=len(ordered) > page.limit)
+
+
+def _nowhere(after: str) -> AiscaleError:
+    return AiscaleError(Code.NOT_FOUND, f"There is no {after[:60]!r} to list after.", param="after")
+
+
+def _word(data: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": data, **ends, "has_more": len(found) > page.limit}
+    return {"object": "list", "data": data, **ends, "has_more": has_more}

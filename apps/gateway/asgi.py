@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.db import Error as DatabaseError
 
-from aiscale import overload
+from aiscale import overload, request_ids
 from aiscale.errors import AiscaleError, Code
 from aiscale.redis import UNAVAILABLE, unavailable
 from apps.accounts import callers
@@ -18,10 +18,13 @@ from apps.gateway import idempotency, shedding
 from apps.gateway.cors import make_preflight_headers
 from apps.gateway.endpoints import ROUTER
 from apps.gateway.exchange import Disconnected, Exchange, Receive, Scope, Send
+from apps.gateway.parameters import read_query
 from apps.spend import refusal_log
 
 log = logging.getLogger(__name__)
 
+QUERIES_OF_CLIENTS = {"beta": ("true",), "stream": ("false",)}
+"""What clients say in the query of a route that takes no parameters there, and what changes nothing."""
 WATCH_AFTER_S = 0.01
 """A request that is not answered by then is watched: its client may leave."""
 
@@ -36,7 +39,7 @@ class GatewayApplication:
         if scope["path"] == "/v1" or scope["path"].startswith("/v1/"):
             await _take_in(scope, receive, send)
         else:
-            await self._fallback(scope, receive, send)
+            await self._fallback(scope, receive, request_ids.name(scope, send))
 
 
 async def _take_in(scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,11 +84,13 @@ async def _answer(exchange: Exchange) -> None:
 
 async def _route(exchange: Exchange) -> None:
     path, method = exchange.path.rstrip("/"), exchange.method
-    methods, exchange.path_values = ROUTER.find(path)
+    # no path has a NUL character, and no database takes one
+    methods, exchange.path_values = ({}, {}) if "\x00" in path else ROUTER.find(path)
     if not methods:
+        shown = path[:200].replace("\x00", "%00")
         raise AiscaleError(
             Code.NOT_FOUND,
-            f"Unknown request URL: {method} {exchange.path[:200]}. What there is stands at {settings.PUBLIC_URL}/api/docs.",
+            f"Unknown request URL: {method} {shown}. What there is stands at {settings.PUBLIC_URL}/api/docs.",
         )
     route = methods.get("GET" if method == "HEAD" else method)
     if route is None:
@@ -96,6 +101,8 @@ async def _route(exchange: Exchange) -> None:
             headers={"allow": ", ".join(allowed)},
         )
     caller = exchange.caller = await _authenticate(exchange)
+    if exchange.query_string and not route.query:
+        read_query(exchange.query_string, defaults_only=QUERIES_OF_CLIENTS)
     if route.body == "stream":
         await route.answer(exchange, caller, b"")
         return

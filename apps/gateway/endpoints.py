@@ -18,8 +18,8 @@ from apps.gateway.text_completions import answer_text
 
 _CHAT, _EMBED = "smollm2-135m-instruct", "all-minilm-l6-v2"
 _SAID = [{"role": "user", "content": "What is the capital of France?"}]
-_LIMIT = {"type": "integer", "minimum": 1, "maximum": 100}
-_ORDER = {"enum": ["asc", "desc"]}
+_LIMIT: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": 100}
+_ORDER: dict[str, Any] = {"enum": ["asc", "desc"]}
 _ID: dict[str, Any] = {"type": "string"}
 
 _GENERATION = [
@@ -119,7 +119,7 @@ _RESPONSES = [
         tag="Responses",
         summary="List what was said to a response",
         response=shapes.InputItemList,
-        query={"order": _ORDER},
+        query={"limit": _LIMIT, "after": _ID, "order": _ORDER},
     ),
 ]
 
@@ -172,7 +172,12 @@ _FILES = [
         tag="Files",
         summary="List files",
         response=shapes.FileList,
-        query={"purpose": {"enum": list(files.LISTED_PURPOSES)}, "limit": _LIMIT, "after": _ID, "order": _ORDER},
+        query={
+            "purpose": {"enum": list(files.LISTED_PURPOSES)},
+            "limit": _LIMIT | {"maximum": files.MOST_LISTED},
+            "after": _ID,
+            "order": _ORDER,
+        },
     ),
     Route(
         method="GET",

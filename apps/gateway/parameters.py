@@ -69,6 +69,8 @@ def convert(
         if value is None or name in harmless:
             continue
         if name in defaults_only:
+            if isinstance(value, dict):
+                value = {inner: given for inner, given in value.items() if given is not None}
             if not any(type(value) is type(allowed) and value == allowed for allowed in defaults_only[name]):
                 raise AiscaleError(
                     Code.UNSUPPORTED_PARAMETER,

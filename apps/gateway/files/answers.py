@@ -6,6 +6,9 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
+from django.db.models import Q
+from django.utils import timezone
+
 from aiscale import listing
 from aiscale.errors import AiscaleError, Code
 from apps.accounts.callers import Caller, on_thread
@@ -18,6 +21,7 @@ from apps.gateway.parameters import read_query
 
 PURPOSES = ("batch",)
 LISTED_PURPOSES = (*PURPOSES, "batch_output")
+MOST_LISTED = 1_000
 READ_BYTES = 256 << 10
 MIN_LIFETIME_S, MAX_LIFETIME_S = 3_600, 2_592_000
 
@@ -58,8 +62,9 @@ async def _store(exchange: Exchange, caller: Caller, upload: Upload) -> None:
 async def answer_list(exchange: Exchange, caller: Caller, body: bytes) -> None:
     """List files, newest first unless asked otherwise. Raises: AiscaleError."""
     query = read_query(exchange.query_string, known=("purpose", "limit", "after", "order"))
-    page = listing.read_page(query, most=1_000, default=1_000)
-    rows = StoredFile.objects.of(caller.organization_id).filter(state=StoredFile.State.READY)
+    page = listing.read_page(query, most=MOST_LISTED, default=MOST_LISTED)
+    kept = Q(expires_at__isnull=True) | Q(expires_at__gt=timezone.now())
+    rows = StoredFile.objects.of(caller.organization_id).filter(kept, state=StoredFile.State.READY)
     if purpose := query.get("purpose"):
         if purpose not in LISTED_PURPOSES:
             message = f"purpose is {purpose[:40]!r}; files have the purpose {' or '.join(LISTED_PURPOSES)}."

@@ -34,9 +34,10 @@ STATUSES = {
     504: "The answer took too long",
     529: "Overloaded, in Anthropic's words",
 }
-ALWAYS = (401, 403, 405, 429, 500, 503)
-WITH_INPUT = (400, 404)
-WITH_BODY = (408, 409, 413, 415, 422)
+ALWAYS = (400, 401, 403, 405, 429, 500, 503)
+WITH_INPUT = (404,)
+WITH_BODY = (408, 413, 415)
+WITH_KEY = (409, 422)
 WITH_INFERENCE = (502, 504)
 
 
@@ -173,6 +174,8 @@ def _list_statuses(route: Route) -> set[int]:
         found.update(WITH_INPUT)
     if route.body != "none":
         found.update(WITH_BODY, WITH_INFERENCE)
+    if route.method == "POST":
+        found.update(WITH_KEY)
     if _is_anthropics(route):
         found.add(529)
     return found

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from aiscale import listing
 from aiscale.errors import AiscaleError, Code
 from apps.accounts.callers import Caller, on_thread
 from apps.gateway.exchange import Exchange
@@ -16,21 +17,18 @@ CANCEL_TRIES, CANCEL_PAUSE_S = 50, 0.1
 
 async def answer_stored(exchange: Exchange, caller: Caller, body: bytes) -> None:
     """Return one response as it is now. Raises: AiscaleError (NOT_FOUND)."""
-    read_query(exchange.query_string, defaults_only={"stream": ("false",), "include": (), "include[]": ()})
     row = await _get(exchange, caller)
     await exchange.send_json(200, row.response)
 
 
 async def answer_input_items(exchange: Exchange, caller: Caller, body: bytes) -> None:
-    """List what was said to a response, newest first as OpenAI does, or in its order. Raises: AiscaleError (NOT_FOUND)."""
-    query = read_query(exchange.query_string, known=("order", "limit"), defaults_only={"include": (), "after": ()})
+    """List what was said to a response, newest first as OpenAI does, or in its order. Raises: AiscaleError."""
+    query = read_query(exchange.query_string, known=("order", "limit", "after"), defaults_only={"include": ()})
+    page = listing.read_page(query, most=100, default=20)
     row = await _get(exchange, caller)
     number = row.public_id.partition("_")[2]
     items = [part for index, item in enumerate(row.input_items) for part in describe(item, f"{number}_{index}")]
-    if query.get("order", "desc") == "desc":
-        items.reverse()
-    ends = {"first_id": items[0]["id"] if items else None, "last_id": items[-1]["id"] if items else None}
-    await exchange.send_json(200, {"object": "list", "data": items, **ends, "has_more": False})
+    await exchange.send_json(200, listing.cut_list(items, page))
 
 
 async def answer_cancellation(exchange: Exchange, caller: Caller, body: bytes) -> None:

@@ -253,8 +253,22 @@ async def test_paths_and_methods(cast: Cast) -> None:
     deleted = Exchange("DELETE", f"/v1/models/{CHAT}", key=cast.raw)
     assert (await deleted.read_json())["error"]["code"] == "model_not_allowed"
     assert deleted.status == 403
+    for path in ("/v1/files/\x00", "/v1/batches/a\x00", "/v1/responses/\x00", "/v1/models/\x00", "/v1/\x00"):
+        nobody = Exchange("GET", path, key=cast.raw)
+        error = (await nobody.read_json())["error"]
+        assert (nobody.status, error["code"]) == (404, "not_found") and "\x00" not in error["message"]
+    for method, path, query, name in (
+        ("GET", "/v1/models", "limit=1", "limit"),
+        ("POST", "/v1/embeddings", "api-version=1", "api-version"),
+        ("GET", "/v1/responses/resp_x", "stream=true", "stream"),
+    ):
+        ignored = Exchange(method, path, key=cast.raw, value={}, query=query)
+        assert (await ignored.read_json())["error"]["param"] == name and ignored.status == 400
+    asked = Exchange("GET", "/v1/models", key=cast.raw, query="beta=true")
+    assert (await asked.read_json())["object"] == "list"
     django = Exchange("GET", "/v1beta")
     assert (await django.read(), django.status) == (b"Django", 299)
+    assert django.headers["x-request-id"].startswith("req_")
 
 
 async def test_without_redis_nothing_is_served(cast: Cast, settings: Any) -> None:

@@ -71,6 +71,9 @@ async def test_lists_come_in_pages(cast: Cast) -> None:
     rest = json.loads((await get(cast, f"/v1/files?limit=2&after={first['last_id']}"))[1])
     assert [file["id"] for file in rest["data"]] == ids[:1] and not rest["has_more"]
     assert json.loads((await get(cast, "/v1/files?order=asc&limit=1"))[1])["data"][0]["id"] == ids[0]
+    await on_thread(lambda: StoredFile.objects.filter(public_id=ids[0]).update(expires_at="2026-01-01T00:00:00Z"))
+    left = json.loads((await get(cast, "/v1/files"))[1])["data"]
+    assert [file["id"] for file in left] == ids[:0:-1], "what has expired does not exist any more"
     for query in ("limit=0", "limit=x", "order=up", "after=file_nope", "purpose=tea", "what=1"):
         assert (await get(cast, f"/v1/files?{query}"))[0] in (400, 404), query
 

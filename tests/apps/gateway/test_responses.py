@@ -220,3 +220,37 @@ async def test_bad_requests_are_refused_by_name(cast: Cast, changes: dict[str, A
     assert (error["code"], error["param"]) == (code, param), error
     assert exchange.status in (400, 404) and "max_tokens" not in error["message"]
     assert await on_thread(StoredResponse.objects.count) == 0
+
+
+async def test_what_was_said_comes_in_pages(cast: Cast) -> None:
+    said = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    made = await ask(cast, input=said).read_json()
+
+    async def page(query: str) -> tuple[int, Any]:
+        path = f"/v1/responses/{made['id']}/input_items"
+        exchange = Exchange("GET", path, key=cast.raw, query=query)
+        value = await exchange.read_json()
+        return exchange.status, value
+
+    _, whole = await page("order=asc")
+    ids = [item["id"] for item in whole["data"]]
+    assert len(ids) == 3 and not whole["has_more"]
+    assert [item["id"] for item in (await page(""))[1]["data"]] == ids[::-1]
+    _, first = await page("order=asc&limit=2")
+    assert [item["id"] for item in first["data"]] == ids[:2]
+    assert (first["has_more"], first["first_id"], first["last_id"]) == (True, ids[0], ids[1])
+    _, rest = await page(f"order=asc&limit=2&after={ids[1]}")
+    assert [item["id"] for item in rest["data"]] == ids[2:] and not rest["has_more"]
+    assert [item["id"] for item in (await page(f"after={ids[1]}"))[1]["data"]] == ids[:1]
+    for query, name in (("limit=0", "limit"), ("order=up", "order"), ("after=msg_x", "after"), ("what=1", "what")):
+        status, refused = await page(query)
+        assert status in (400, 404) and refused["error"]["param"] == name, query
+
+
+async def test_settings_of_which_nothing_is_given_are_no_wishes(cast: Cast) -> None:
+    """Clients send back what a response said of itself."""
+    made = await ask(cast).read_json()
+    again = await ask(cast, reasoning=made["reasoning"], text=made["text"]).read_json()
+    assert again["object"] == "response"
+    refused = await ask(cast, reasoning={"effort": "low", "summary": None}).read_json()
+    assert refused["error"]["param"] == "reasoning"
