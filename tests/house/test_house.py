@@ -139,3 +139,19 @@ def test_migrations_are_complete_and_named() -> None:
 
 def test_every_refusal_has_a_status() -> None:
     assert set(STATUSES) == set(Code)
+
+
+@pytest.mark.parametrize("path", [each for each in list_files() if each.suffix == ".md"], ids=lambda path: path.name)
+def test_documents_are_whole(path: Path) -> None:
+    """No heading twice, none inside of code, every piece of code ends, and what they point to in the repository is there."""
+    headings, in_code = [], False
+    text = path.read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if line.startswith("```"):
+            in_code = not in_code
+        elif re.search(r"(^|\w)#{2,4} [A-Z]", line):
+            assert not in_code, line
+            headings.append(line)
+    assert not in_code and len(headings) == len(set(headings))
+    named = re.findall(r"`((?:aiscale|apps|deploy|tests|workers)/[\w/.-]+\.\w+)`", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
