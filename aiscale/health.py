@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import time
 from collections.abc import Callable
 
 from django.conf import settings
@@ -15,6 +16,8 @@ from aiscale.errors import AiscaleError
 from aiscale.wire import keys, metrics
 
 CHECK_TIMEOUT_S = 4.0
+CLOCKS_APART_S = 2.0
+"""How far this machine's clock may be from Redis's machine's. Holds, windows and leases go by the clock of whoever asks."""
 
 
 @never_cache
@@ -82,7 +85,14 @@ def _check_postgres() -> str:
 
 
 def _check_redis() -> str:
-    redis_clients.get_sync().ping()
+    client = redis_clients.get_sync()
+    asked_s = time.time()
+    seconds, microseconds = client.time()
+    answered_s, theirs_s = time.time(), seconds + microseconds / 1_000_000
+    apart_s = max(asked_s - theirs_s, theirs_s - answered_s)
+    if apart_s > CLOCKS_APART_S:
+        side = "ahead of" if asked_s > theirs_s else "behind"
+        return f"this machine's clock is {apart_s:.0f} s {side} that of Redis's machine; set both by NTP"
     return "ok"
 
 
