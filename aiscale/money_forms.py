@@ -1,9 +1,11 @@
 """Take money from forms: US dollars in, whole nano-US-dollars out."""
 
+import re
 from decimal import Decimal
 from typing import Any
 
 from django import forms
+from django.core.exceptions import ValidationError
 from unfold.widgets import UnfoldAdminDecimalFieldWidget
 
 from aiscale.db import NANOUSD_PER_USD
@@ -11,6 +13,9 @@ from aiscale.db import NANOUSD_PER_USD
 CEILING_USD = Decimal(9_000_000)
 """What Lua counts exactly in nano-USD."""
 
+
+_PLAIN = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
+_ASK_PLAIN = "Write the amount as a plain number with a decimal point, such as 1234.56."
 
 MILLION = 1_000_000
 NANOUSD_PER_TOKEN_OF_USD_PER_MILLION = 1_000
@@ -22,7 +27,17 @@ def format_per_million(nanousd_per_token: int) -> str:
     return f"{(Decimal(nanousd_per_token) / NANOUSD_PER_TOKEN_OF_USD_PER_MILLION).normalize():f}"
 
 
-class PerMillionField(forms.DecimalField):
+class PlainDecimalField(forms.DecimalField):
+    """Take a number as it is read on a bill. Python knows other spellings, such as 1_0 and 1E1, and nobody means them with money."""
+
+    def to_python(self, value: Any) -> Any:
+        text = str(value or "").strip()
+        if text and not _PLAIN.fullmatch(text):
+            raise ValidationError(_ASK_PLAIN, code="invalid")
+        return super().to_python(text)
+
+
+class PerMillionField(PlainDecimalField):
     """Take US dollars for a million tokens, exactly, and give whole nano-USD a token; never negative (M10)."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -45,7 +60,7 @@ class PerMillionField(forms.DecimalField):
         return bool(super().has_changed(self.prepare_value(initial), data))
 
 
-class UsdField(forms.DecimalField):
+class UsdField(PlainDecimalField):
     """Take US dollars exactly, as a decimal, and give whole nano-US-dollars; never negative (M10)."""
 
     def __init__(self, **kwargs: Any) -> None:

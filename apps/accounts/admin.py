@@ -8,12 +8,14 @@ from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, Permission
 from django.db.models import QuerySet
+from django.forms.fields import InvalidJSONInput
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
 from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
+from aiscale.autocompletes import Autocompletes
 from aiscale.db import format_usd
 from aiscale.money_forms import UsdField
 from apps.accounts import audit
@@ -22,6 +24,8 @@ from apps.accounts.keys import revoke_key
 from apps.accounts.membership_admin import InvitationInline, MembershipInline, RecordsMembers
 from apps.accounts.models import ApiKey, Organization, Plan, User
 from apps.accounts.organizations import ensure_personal_organization
+
+MODEL_NAME_CHARS = 128
 
 admin.site.unregister([Group, EmailAddress])
 
@@ -53,7 +57,7 @@ class CreationForm(UserCreationForm):  # type: ignore[misc]
 
 
 @admin.register(User)
-class UserAdmin(RecordsMembers, Audited, DjangoUserAdmin, ModelAdmin):  # type: ignore[misc,type-arg]
+class UserAdmin(RecordsMembers, Audited, Autocompletes, DjangoUserAdmin, ModelAdmin):  # type: ignore[misc,type-arg]
     audit_as = "user"
     form = UserChangeForm
     add_form = CreationForm
@@ -122,9 +126,29 @@ class OrganizationAdmin(RecordsMembers, Audited, ModelAdmin):  # type: ignore[mi
 
 def check_model_names(names: Any) -> list[str]:
     """Raise: ValidationError for what is no list of model names. The gate's mirror joins them with commas."""
-    if not isinstance(names, list) or not all(isinstance(name, str) and name and "," not in name for name in names):
+    if not isinstance(names, list) or not all(_can_be_model(name) for name in names):
         raise forms.ValidationError('Write a list of model names, such as ["smollm2-135m-instruct"], or [] for all.')
     return names
+
+
+def _can_be_model(name: Any) -> bool:
+    # what cannot be printed, such as a NUL or half of a surrogate pair, Postgres cannot keep
+    return isinstance(name, str) and 0 < len(name) <= MODEL_NAME_CHARS and name.isprintable() and "," not in name
+
+
+class ModelNamesField(forms.JSONField):
+    """Take a list of model names; what is none is shown again as it was written."""
+
+    def to_python(self, value: Any) -> Any:
+        names = super().to_python(value)
+        return [] if names is None else check_model_names(names)
+
+    def bound_data(self, data: Any, initial: Any) -> Any:
+        try:
+            self.to_python(data)
+        except forms.ValidationError:
+            return InvalidJSONInput(data or "")
+        return super().bound_data(data, initial)
 
 
 class PlanForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs alone
@@ -140,9 +164,7 @@ class PlanForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stu
     class Meta:
         model = Plan
         exclude = ["public_id"]
-
-    def clean_allowed_models(self) -> list[str]:
-        return check_model_names(self.cleaned_data["allowed_models"])
+        field_classes = {"allowed_models": ModelNamesField}
 
     def clean_monthly_included_nanousd(self) -> int:
         return self.cleaned_data["monthly_included_nanousd"] or 0
@@ -155,9 +177,7 @@ class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the s
     class Meta:
         model = ApiKey
         fields = "__all__"
-
-    def clean_allowed_models(self) -> list[str]:
-        return check_model_names(self.cleaned_data["allowed_models"])
+        field_classes = {"allowed_models": ModelNamesField}
 
 
 @admin.register(Plan)

@@ -10,6 +10,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from unfold.admin import ModelAdmin
 
+from aiscale.db import format_usd
 from apps.accounts import audit
 from apps.accounts.models import AuditEvent
 
@@ -71,7 +72,7 @@ class AuditEventAdmin(ModelAdmin):  # type: ignore[misc]
 
     @admin.display(description="details")
     def what(self, event: AuditEvent) -> str:
-        return format_html("<pre>{}</pre>", json.dumps(event.details, indent=2, ensure_ascii=False))
+        return format_html("<pre>{}</pre>", json.dumps(_word_money(event.details), indent=2, ensure_ascii=False))
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -89,6 +90,17 @@ def _list_changes(form: Any) -> dict[str, dict[str, Any]]:
         for name in form.changed_data
     }
     return {name: pair for name, pair in pairs.items() if pair["from"] != pair["to"]}
+
+
+def _word_money(details: Any, is_money: bool = False) -> Any:
+    """Write every amount under a name such as ``limit_nanousd`` as US dollars."""
+    if isinstance(details, dict):
+        return {
+            name.replace("_nanousd", "_usd"): _word_money(value, is_money or name.endswith("_nanousd"))
+            for name, value in details.items()
+        }
+    is_amount = is_money and isinstance(details, int) and not isinstance(details, bool)
+    return format_usd(details) if is_amount else details
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ from django import forms
 from django.http import HttpRequest
 from unfold.admin import TabularInline
 
+from aiscale.autocompletes import Autocompletes
 from apps.accounts import audit, roles
 from apps.accounts.keys import revoke_keys
 from apps.accounts.models import ApiKey, Invitation, Membership
@@ -30,7 +31,7 @@ class MembershipFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]  # g
                 raise forms.ValidationError("An organization needs an owner: make somebody else one first.")
 
 
-class MembershipInline(TabularInline):  # type: ignore[misc]
+class MembershipInline(Autocompletes, TabularInline):  # type: ignore[misc]
     model = Membership
     formset = MembershipFormSet
     extra = 0

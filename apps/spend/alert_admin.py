@@ -10,6 +10,7 @@ from django.utils.html import format_html
 from unfold.admin import ModelAdmin, TabularInline
 
 from aiscale import sealing
+from aiscale.autocompletes import Autocompletes
 from aiscale.db import format_usd
 from apps.accounts import audit
 from apps.spend import alerts, webhooks
@@ -66,7 +67,7 @@ class SpendAlertAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 
 
 @admin.register(WebhookEndpoint)
-class WebhookEndpointAdmin(ModelAdmin):  # type: ignore[misc]
+class WebhookEndpointAdmin(Autocompletes, ModelAdmin):  # type: ignore[misc]
     list_display = ["url", "organization", "is_active", "is_blocked", "last_result", "last_tried_at"]
     list_filter = ["is_active", "is_blocked"]
     search_fields = ["url", "=organization__public_id", "organization__name"]

@@ -150,11 +150,14 @@ def count_left(record: UsageRecord) -> int:
 
 
 def preview(organization_id: str, change_nanousd: int) -> Effect:
-    """Say what adding ``change_nanousd`` to this month's sum does. I/O: SQL. Raises: AiscaleError (NOT_FOUND)."""
+    """Say what adding ``change_nanousd`` to this month's sum does. I/O: SQL. Raises: AiscaleError (NOT_FOUND, INVALID_REQUEST) where it
+    would be refused."""
     from apps.spend import usage  # usage posts through the ledger too
 
+    _check_amount(abs(change_nanousd))
     organization = get_organization(organization_id)
     spent = ledger.sum_this_month(organization_id)
+    _check_sum(spent + change_nanousd)
     return Effect(
         organization_id=organization_id,
         name=str(organization),
@@ -219,7 +222,7 @@ def _post(
             [posted] = ledger.post([posting])
             if correct is not None:
                 correct(posted)
-            _check_sum(organization_id)
+            _check_sum(ledger.sum_this_month(organization_id))
             amount_nanousd = entries[0][1]
             audit.record(
                 f"ledger.{kind.value}",
@@ -251,9 +254,8 @@ def _find_known(posting: ledger.Posting) -> LedgerTransaction | None:
     return known
 
 
-def _check_sum(organization_id: str) -> None:
-    total = ledger.sum_this_month(organization_id)
-    if abs(total) > LIMIT_CEILING_NANOUSD:
+def _check_sum(total_nanousd: int) -> None:
+    if abs(total_nanousd) > LIMIT_CEILING_NANOUSD:
         raise _invalid("amount", "With this, more than 9 million US dollars would be counted in a month: too much.")
 
 

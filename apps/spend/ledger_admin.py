@@ -8,14 +8,17 @@ from django.db.models import QuerySet, Sum
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.urls import reverse
+from django.utils.html import format_html_join
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action
 
-from aiscale.db import format_usd
+from aiscale.db import NanoUsdField, format_usd
 from apps.accounts import audit
 from apps.spend import confirmation, corrections, periods
 from apps.spend.correction_forms import AdjustmentForm, CreditForm, RefundForm
 from apps.spend.models import Correction, LedgerEntry, LedgerTransaction, RefusedRequest, UsageRecord
+from apps.spend.refusal_log import describe_facts
+from apps.spend.templatetags.money import fact, fact_name
 
 BIGGEST_SPENDERS = 20
 
@@ -93,8 +96,9 @@ class UsageRecordAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     date_hierarchy = "occurred_at"
     ordering = ["-occurred_at"]
     show_full_result_count = False
-    exclude = ["cost_nanousd", "hold_nanousd", "prompt_nanousd_per_token", "completion_nanousd_per_token"]
-    readonly_fields = ["cost", "held_at_most", "prompt_price", "completion_price"]
+    exclude = [field.name for field in UsageRecord._meta.fields if isinstance(field, NanoUsdField)]
+    readonly_fields = ["cost", "held_at_most", "saved", "prompt_price", "cached_prompt_price", "completion_price"]
+    readonly_fields += ["request_price"]
     inlines = [CorrectionInline]
     actions_detail = ["explain", "refund"]
 
@@ -139,13 +143,26 @@ class UsageRecordAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     def held_at_most(self, record: UsageRecord) -> str:
         return format_usd(record.hold_nanousd)
 
+    @admin.display(description="saved by the cache")
+    def saved(self, record: UsageRecord) -> str:
+        return format_usd(record.saved_nanousd)
+
     @admin.display(description="price of a million prompt tokens")
     def prompt_price(self, record: UsageRecord) -> str:
         return format_usd(record.prompt_nanousd_per_token * 1_000_000)
 
+    @admin.display(description="price of a million cached prompt tokens")
+    def cached_prompt_price(self, record: UsageRecord) -> str:
+        price = record.cached_prompt_nanousd_per_token
+        return "as of other prompt tokens" if price is None else format_usd(price * 1_000_000)
+
     @admin.display(description="price of a million completion tokens")
     def completion_price(self, record: UsageRecord) -> str:
         return format_usd(record.completion_nanousd_per_token * 1_000_000)
+
+    @admin.display(description="price of a request")
+    def request_price(self, record: UsageRecord) -> str:
+        return format_usd(record.request_nanousd)
 
 
 class EntryInline(ReadOnly, TabularInline):  # type: ignore[misc]
@@ -170,6 +187,13 @@ class RefusedRequestAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     date_hierarchy = "occurred_at"
     ordering = ["-occurred_at"]
     show_full_result_count = False
+    exclude = ["facts"]
+    readonly_fields = ["numbers"]
+
+    @admin.display(description="numbers")
+    def numbers(self, refused: RefusedRequest) -> str:
+        lines = [(fact_name(name), fact(value, name)) for name, value in describe_facts(refused.facts).items()]
+        return format_html_join("", "<p>{}: {}</p>", lines) or "-"
 
 
 @admin.register(LedgerTransaction)

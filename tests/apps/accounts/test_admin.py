@@ -1,5 +1,6 @@
 """Every page of the admin opens, and none shows a secret."""
 
+import html
 from datetime import timedelta
 from decimal import Decimal
 
@@ -10,6 +11,7 @@ from django.db import transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.html import strip_tags
 from redis import Redis
 
 from aiscale.wire import keys
@@ -85,7 +87,54 @@ def test_pages_open_and_show_no_secret(browser: Client, cast: Cast, model: type)
         text = page.content.decode()
         for secret in (cast.key.digest, cast.raw, cast.user.password.split("$")[-1], "A private question"):
             assert secret not in text, url
+        # money is shown in US dollars: no field has the database's unit for a label
+        assert "nanousd" not in strip_tags(text), url
     assert browser.get(reverse(f"{place}_add")).status_code in (200, 403)
+
+
+def test_money_in_the_audit_log_and_behind_refusals_is_in_dollars(browser: Client, cast: Cast) -> None:
+    details = {
+        "changed": {"limit_nanousd": {"from": None, "to": 1_500_000_000}},
+        "count": 7,
+    }
+    with transaction.atomic():
+        event = audit.record("budget.change", target="budget:1", by=ADA, details=details)
+    page = browser.get(reverse("admin:accounts_auditevent_change", args=[event.pk])).content.decode()
+    text = html.unescape(strip_tags(page))
+    assert '"limit_usd"' in text and '"to": "$1.50"' in text and "1500000000" not in text
+    assert '"count": 7' in text
+    refused = RefusedRequest.objects.create(
+        request_id="req_money",
+        source="api",
+        code="insufficient_quota",
+        message="No",
+        facts={"limit_nanousd": "1000000000", "retry_ms": "61000"},
+        occurred_at=timezone.now(),
+    )
+    page = browser.get(reverse("admin:spend_refusedrequest_change", args=[refused.pk])).content.decode()
+    assert "Limit: $1.00" in page and "Try again in: 1m1s" in page and "1000000000" not in page
+
+
+@pytest.mark.parametrize("odd", ["\0", "abc", "9" * 30, "1e309"])
+def test_what_is_chosen_by_search_bears_any_value(browser: Client, cast: Cast, odd: str) -> None:
+    url = reverse("admin:spend_webhookendpoint_add")
+    page = browser.post(url, {"url": "https://hooks.example/other", "organization": odd})
+    assert page.status_code == 200 and "errorlist" in page.content.decode()
+    page = browser.post(
+        reverse("admin:accounts_user_change", args=[cast.user.pk]), {"email": cast.user.email, "user_permissions": odd}
+    )
+    assert page.status_code == 200 and "errorlist" in page.content.decode()
+
+
+@pytest.mark.parametrize(
+    "names", ['["\\u0000"]', '["\\ud800"]', '["a,b"]', '[""]', "[1]", "{}", '["' + "x" * 129 + '"]']
+)
+def test_a_key_is_kept_to_names_that_a_model_can_have(browser: Client, cast: Cast, names: str) -> None:
+    url = reverse("admin:accounts_apikey_change", args=[cast.key.pk])
+    page = browser.post(url, {"name": "Mine", "allowed_models": names})
+    assert page.status_code == 200 and "errorlist" in page.content.decode()
+    cast.key.refresh_from_db()
+    assert cast.key.allowed_models == []
 
 
 def test_who_paid_is_never_deleted(browser: Client, cast: Cast) -> None:

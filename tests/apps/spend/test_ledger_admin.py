@@ -83,6 +83,12 @@ def test_a_refund_from_the_request(browser, organization):
         {"organization": "nobody", "amount": "1", "source": "prepaid", "reason": "x"},
         {"organization": "Ada's", "amount": "0", "source": "prepaid", "reason": "x"},
         {"organization": "Ada's", "amount": "-1", "source": "prepaid", "reason": "x"},
+        {"organization": "Ada's", "amount": "1,5", "source": "prepaid", "reason": "x"},
+        {"organization": "Ada's", "amount": "1_5", "source": "prepaid", "reason": "x"},
+        {"organization": "Ada's", "amount": "1e3", "source": "prepaid", "reason": "x"},
+        {"organization": "Ada's", "amount": "\u0663", "source": "prepaid", "reason": "x"},
+        {"organization": "Ada's", "amount": "NaN", "source": "prepaid", "reason": "x"},
+        {"organization": "Ada's", "amount": "0.0000000001", "source": "prepaid", "reason": "x"},
         {"organization": "Ada's", "amount": "1", "source": "stolen", "reason": "x"},
         {"organization": "Ada's", "amount": "1", "source": "prepaid", "reason": ""},
         {"organization": "Ada's", "amount": "1", "source": "prepaid", "reason": "x", "reference": "mine"},
@@ -90,10 +96,20 @@ def test_a_refund_from_the_request(browser, organization):
 )
 def test_bad_input_is_told_at_its_field(browser, organization, values):
     url = reverse("admin:spend_ledgertransaction_credit")
-    page = browser.post(url, hidden(browser.get(url)) | values | {"confirm": "1"})
-    assert page.status_code == 200
-    assert 'role="alert"' in page.content.decode() or "errorlist" in page.content.decode()
+    for step in ({}, {"confirm": "1"}):
+        page = browser.post(url, hidden(browser.get(url)) | values | step)
+        assert page.status_code == 200
+        assert 'role="alert"' in page.content.decode() or "errorlist" in page.content.decode()
+        assert "may still spend" not in page.content.decode()
     assert LedgerTransaction.objects.count() == 0
+
+
+def test_what_would_be_refused_is_not_previewed(browser, organization):
+    url = reverse("admin:spend_ledgertransaction_adjust")
+    values = {"organization": organization.public_id, "amount": "9000000", "direction": "less", "reason": "x"}
+    walk(browser, url, values, "may still spend $9,000,001.00")
+    values |= {"amount": "0.000000001"} | hidden(browser.get(url))
+    assert "more than 9 million US dollars would be counted" in browser.post(url, values).content.decode()
 
 
 def test_a_name_that_two_share_is_not_guessed(browser, organization):
