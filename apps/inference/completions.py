@@ -203,7 +203,7 @@ async def prepare(request: CompletionRequest, caller: Caller, model: CatalogMode
 
 async def _prepare_for(model: CatalogModel, plan: PlanLimits, request: CompletionRequest) -> Prepared:
     prompt = await _build_prompt(model, request)
-    param = "messages" if request.messages else "prompt"
+    param = "text" if request.source == "chat" else "messages" if request.messages else "prompt"
     max_tokens = choose_max_tokens(request.max_tokens, len(prompt), model, plan, param=param)
     sampling = make_sampling(request, model, max_tokens)
     if sampling.grammar is not None:
@@ -363,7 +363,7 @@ def count_context_tokens(model: CatalogModel, plan: PlanLimits) -> int:
 def choose_max_tokens(
     asked: int | None, prompt_tokens: int, model: CatalogModel, plan: PlanLimits, *, param: str = "messages"
 ) -> int:
-    """Return how many tokens the answer may have; ``param`` names what the prompt came as.
+    """Return how many tokens the answer may have; ``param`` names what the prompt came as: ``text`` in the browser chat.
 
     Raises: AiscaleError (CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST).
     """
@@ -373,8 +373,8 @@ def choose_max_tokens(
     if room < 1:
         raise AiscaleError(
             Code.CONTEXT_LENGTH_EXCEEDED,
-            f"{whose} maximum context length is {context} tokens, and {param} has {prompt_tokens}. "
-            f"Please reduce the length of the {param}.",
+            f"{whose} maximum context length is {context} tokens, and {'your message' if param == 'text' else param} "
+            f"has {prompt_tokens}. Please reduce the length of {'your message' if param == 'text' else f'the {param}'}.",
             param=param,
         )
     if asked is None:

@@ -21,7 +21,7 @@ def make_failure(event: Finished, headers: dict[str, str] | None = None) -> Aisc
     if reason == "deadline":
         return AiscaleError(
             Code.DEADLINE_EXCEEDED,
-            "The answer took longer than this service allows. Ask for fewer tokens, or try again when it is less busy.",
+            "The answer took longer than this service allows. Ask for a shorter answer, or try again when it is less busy.",
             headers=headers,
         )
     if reason == "cancelled":
@@ -38,11 +38,11 @@ def make_failure(event: Finished, headers: dict[str, str] | None = None) -> Aisc
     if event.error_code == Code.WORKER_LOST:
         return AiscaleError(
             Code.WORKER_LOST,
-            "The worker that made this answer stopped in the middle of it. It is not charged. Send the request again.",
+            "The worker that made this answer stopped in the middle of it. It is not charged. Try again.",
             headers=headers,
         )
     return AiscaleError(
         Code.ENGINE_FAILED,
-        f"The model could not answer{f': {detail}' if detail else ''}. It is not charged. Send the request again.",
+        f"The model could not answer{f': {detail}' if detail else ''}. It is not charged. Try again.",
         headers=headers,
     )

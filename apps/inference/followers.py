@@ -278,6 +278,4 @@ class Told:
 
 def lost() -> AiscaleError:
     """Say that an answer cannot be told to its end."""
-    return AiscaleError(
-        Code.WORKER_LOST, "The answer was lost while it was made. Send the request again to have it made anew."
-    )
+    return AiscaleError(Code.WORKER_LOST, "The answer was lost while it was made. Try again to have it made anew.")

@@ -79,7 +79,9 @@ async def enqueue(
     if isinstance(queued, list):
         waiting, again_in_ms = map(int, queued)
         REFUSALS.labels(Code.QUEUE_FULL.value).inc()
-        raise refusals.make_queue_full(job.model, job.billing.plan, waiting, again_in_ms)
+        raise refusals.make_queue_full(
+            job.model, job.billing.plan, waiting, again_in_ms, in_browser=job.billing.source == "chat"
+        )
     if queued == NO_HOLD:
         log.warning("a job is not queued: its hold is gone", extra={"job_id": job.job_id})
         raise redis_clients.unavailable()

@@ -235,6 +235,4 @@ async def find_state(job_id: str) -> str | None:
 def lost(job_id: str) -> AiscaleError:
     """Say that nobody knows this job any more."""
     log.error("nobody knows the job any more", extra={"job_id": job_id})
-    return AiscaleError(
-        Code.WORKER_LOST, "The answer was lost while it was made, and is not charged. Send the request again."
-    )
+    return AiscaleError(Code.WORKER_LOST, "The answer was lost while it was made, and is not charged. Try again.")

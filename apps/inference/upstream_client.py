@@ -224,5 +224,5 @@ def failed(why: str) -> AiscaleError:
     """Say that an upstream answered in a way that is of no use."""
     return AiscaleError(
         Code.UPSTREAM_FAILED,
-        f"The service behind this model failed: {why}. It is not charged. Send the request again.",
+        f"The service behind this model failed: {why}. It is not charged. Try again.",
     )

@@ -100,7 +100,7 @@ async def admit(ask: Ask) -> Admitted:
     try:
         answer, plan, now_ms = await _decide(ask)
         if answer[0] == "refused":
-            refusal = refusals.read(answer, ask.model, plan, now_ms)
+            refusal = refusals.read(answer, ask.model, plan, now_ms, in_browser=ask.caller.key_digest is None)
             _note_exhausted(refusal)
             raise refusals.make_error(refusal)
     except AiscaleError as error:
@@ -125,7 +125,7 @@ async def check(ask: Ask) -> None:
     """
     answer, plan, now_ms = await _decide(ask, mode="check")
     if answer[0] == "refused":
-        refusal = refusals.read(answer, ask.model, plan, now_ms)
+        refusal = refusals.read(answer, ask.model, plan, now_ms, in_browser=ask.caller.key_digest is None)
         _note_exhausted(refusal)
         REFUSALS.labels(refusal.code.value).inc()
         raise refusals.make_error(refusal)

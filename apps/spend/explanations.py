@@ -28,7 +28,7 @@ MOST_JOBS = 200
 
 _ENDS = {
     "stop": "The model came to its end, or to a stop sequence.",
-    "length": "It reached max_tokens, or the model's context.",
+    "length": "It reached the most tokens that were asked for (max_tokens), or the end of the model's context.",
     "cancelled": "Its caller stopped it or left",
     "killed": "An administrator stopped it",
     "deadline": "It took longer than this service allows.",
@@ -237,6 +237,8 @@ def list_cost_lines(record: UsageRecord) -> list[CostLine]:
 
 def describe_end(record: UsageRecord) -> str:
     """Say in a sentence how a request came to its end, and who ended it."""
+    if record.finish_reason == "length" and record.source == "chat":
+        return "It became as long as the plan lets an answer be, or reached the end of the model's context."
     sentence = _ENDS.get(record.finish_reason, record.finish_reason)
     detail = record.end_detail.strip().rstrip(".")
     if record.finish_reason == "killed" and detail.removeprefix("killed: ") == mirror.REVOKED_REASON:

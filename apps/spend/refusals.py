@@ -7,6 +7,7 @@ import msgspec
 
 from aiscale.db import format_usd
 from aiscale.errors import AiscaleError, Code
+from apps.accounts import rates
 from apps.spend import periods
 
 RATE_PARTS = 6
@@ -23,7 +24,8 @@ _IDENTITY = {
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold what admit.lua said after ``refused``. ``rate`` is empty when the caller is not known; ``facts`` are the check's own."""
+    """Hold what admit.lua said after ``refused``. ``rate`` is empty when the caller is not known; ``facts`` are the check's own.
+    ``in_browser``: a person reads it in the chat, where there are no parameters to send."""
 
     code: Code
     rate: Sequence[str]
@@ -31,10 +33,17 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     plan: str
     now_ms: int
+    in_browser: bool = False
 
     @property
     def plan_name(self) -> str:
         return f"{self.plan[:1].upper()}{self.plan[1:]}"
+
+    def say_duration(self, duration_ms: int) -> str:
+        """Write how long to wait: for a person in words, for a program as OpenAI does."""
+        if self.in_browser:
+            return rates.say_duration(max(-(-duration_ms // 1000), 1))
+        return periods.format_duration(duration_ms)
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +67,7 @@ class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
     ends_at_ms: int
 
 
-def read(answer: Sequence[str], model: str, plan: str, now_ms: int) -> Refusal:
+def read(answer: Sequence[str], model: str, plan: str, now_ms: int, *, in_browser: bool = False) -> Refusal:
     """Read a refusal of admit.lua (see its header)."""
     facts = answer[2 + RATE_PARTS :]
     return Refusal(
@@ -68,6 +77,7 @@ def read(answer: Sequence[str], model: str, plan: str, now_ms: int) -> Refusal:
         model=model,
         plan=plan,
         now_ms=now_ms,
+        in_browser=in_browser,
     )
 
 
@@ -166,62 +176,69 @@ def _rate_limited(refusal: Refusal) -> tuple[str, float | None]:
     what, window_s, limit = facts["what"], int(facts["window_s"]), int(facts["limit"])
     of_key = facts["whose"] == "key"
     whose = "for this API key" if of_key else f"on the {refusal.plan_name} plan"
-    upgrade = "" if of_key else " or upgrade your plan"
+    upgrade = [] if of_key else ["upgrade your plan"]
     if not facts["retry_ms"]:
+        shorten = (
+            ["shorten your message", "begin a new chat"] if refusal.in_browser else ["shorten it", "lower max_tokens"]
+        )
         return (
-            f"This request could take {facts['asked']} tokens; {limit} a minute are allowed {whose}. "
-            f"Shorten it, lower max_tokens{upgrade}."
+            f"This request could take {_count(facts['asked'], 'token')}; {limit} a minute are allowed {whose}. "
+            f"{_advise(*shorten, *upgrade)}"
         ), None
     window = f"this {_WINDOWS[window_s]}" if window_s in _WINDOWS else f"the last {window_s} seconds"
     retry_ms = int(facts["retry_ms"])
-    again = f"Try again in {periods.format_duration(retry_ms)}{upgrade}."
+    again = _advise(f"try again in {refusal.say_duration(retry_ms)}", *upgrade)
     if what == "tokens":
         left = max(limit - int(facts["used"]), 0)
         return (
-            f"This request could take {facts['asked']} tokens, and {left} of the {limit} tokens a minute are left {whose}. "
+            f"This request could take {_count(facts['asked'], 'token')}, and {left} of the {limit} tokens a minute are left {whose}. "
             f"{again}"
         ), retry_ms / 1000
-    return f"You have used all {limit} requests of {window} {whose}. {again}", retry_ms / 1000
+    used = "the one request" if limit == 1 else f"all {limit} requests"
+    return f"You have used {used} of {window} {whose}. {again}", retry_ms / 1000
 
 
 def _too_many_in_flight(refusal: Refusal) -> tuple[str, float | None]:
-    in_flight, limit = refusal.facts["in_flight"], refusal.facts["limit"]
+    in_flight, limit = _count(refusal.facts["in_flight"], "request"), refusal.facts["limit"]
     if refusal.facts["whose"] == "key":
         return (
-            f"This API key has {in_flight} requests running and is allowed {limit} at a time. "
+            f"This API key has {in_flight} running and is allowed {limit} at a time. "
             "Wait until one has finished, or use another key."
         ), 1.0
     return (
-        f"You have {in_flight} requests running; the {refusal.plan_name} plan allows {limit} at a time. "
+        f"You have {in_flight} running; the {refusal.plan_name} plan allows {limit} at a time. "
         "Wait until one has finished, or upgrade your plan."
     ), 1.0
 
 
-def make_queue_full(model: str, plan: str, waiting: int, retry_ms: int) -> AiscaleError:
+def make_queue_full(model: str, plan: str, waiting: int, retry_ms: int, *, in_browser: bool) -> AiscaleError:
     """Refuse a request that was admitted and found no place in the queue."""
     facts = {"why": "depth", "waiting": str(waiting), "retry_ms": str(retry_ms)}
-    refusal = Refusal(code=Code.QUEUE_FULL, rate=(), facts=facts, model=model, plan=plan, now_ms=periods.now_ms())
-    return make_error(refusal)
+    now_ms, code = periods.now_ms(), Code.QUEUE_FULL
+    return make_error(
+        Refusal(code=code, rate=(), facts=facts, model=model, plan=plan, now_ms=now_ms, in_browser=in_browser)
+    )
 
 
 def _queue_full(refusal: Refusal) -> tuple[str, float | None]:
     facts = refusal.facts
     retry_ms = max(int(facts["retry_ms"]), 1000)
-    again = f"Try again in about {periods.format_duration(retry_ms)}."
+    again = f"Try again in about {refusal.say_duration(retry_ms)}."
     if facts["why"] == "wait":
-        wait, longest = (periods.format_duration(int(facts[name])) for name in ("wait_ms", "longest_ms"))
+        wait, longest = (refusal.say_duration(int(facts[name])) for name in ("wait_ms", "longest_ms"))
         return (
             f"The model {refusal.model!r} is busy: your request would wait about {wait}, and the {refusal.plan_name} plan's "
             f"requests wait {longest} at the most. {again}"
         ), retry_ms / 1000
-    return (
-        f"{facts['waiting']} requests are waiting for the model {refusal.model!r} already. {again}"
-    ), retry_ms / 1000
+    waiting = "1 request is" if facts["waiting"] == "1" else f"{facts['waiting']} requests are"
+    return f"{waiting} waiting for the model {refusal.model!r} already. {again}", retry_ms / 1000
 
 
 def _unserved(refusal: Refusal) -> tuple[str, float | None]:
     if "unserved_ms" not in refusal.facts:
         return "The service is finding out what was used before it lost its memory. Try again in a few seconds.", 2.0
+    if refusal.in_browser:
+        return f"The model {refusal.model!r} is not there right now. Try again in a minute, or choose another one.", 5.0
     away = periods.format_duration(int(refusal.facts["unserved_ms"]))
     return f"No worker has served the model {refusal.model!r} for {away}. Try again in a few seconds.", 5.0
 
@@ -239,7 +256,7 @@ def _budget_exhausted(refusal: Refusal) -> tuple[str, float | None]:
             "model": f"This service's budget for the model {name!r}",
         }[kind]
         if fits_later:
-            return f"{what} is held for running requests. Try again when they have finished, or lower max_tokens.", 5.0
+            return f"{what} is held for running requests. {_advise(*_wait(refusal))}", 5.0
         advice = "Choose another model, or try again then." if kind == "model" else "Try again then."
         return f"{what} is used up until {ends_at}. {advice}", _until(budget.ends_at_ms, refusal.now_ms)
     whose = {"organization": "your", "user": "your own", "key": "this API key's"}[kind]
@@ -256,14 +273,31 @@ def _budget_exhausted(refusal: Refusal) -> tuple[str, float | None]:
     )
     if fits_later:
         # only what is running stands in the way, and most of it will be given back
-        return "".join(parts) + "Try again when they have finished, or lower max_tokens.", 5.0
+        return "".join(parts) + _advise(*_wait(refusal)), 5.0
     parts.append(f"The limit starts anew on {ends_at}. ")
-    advice = {
-        "organization": "Lower max_tokens, upgrade your plan, or ask for a higher limit.",
-        "user": "Lower max_tokens, or ask for a higher limit.",
-        "key": "Lower max_tokens, use another key, or raise this key's limit.",
+    steps = {
+        "organization": ("upgrade your plan", "ask for a higher limit"),
+        "user": ("ask for a higher limit",),
+        "key": ("use another key", "raise this key's limit"),
     }[kind]
-    return "".join(parts) + advice, None
+    lower = () if refusal.in_browser else ("lower max_tokens",)
+    return "".join(parts) + _advise(*lower, *steps), None
+
+
+def _wait(refusal: Refusal) -> tuple[str, ...]:
+    """Advise whom only running requests stand in the way."""
+    return ("try again when they have finished", *(() if refusal.in_browser else ("lower max_tokens",)))
+
+
+def _count(number: str, noun: str) -> str:
+    return f"{number} {noun}" if number == "1" else f"{number} {noun}s"
+
+
+def _advise(*steps: str) -> str:
+    """Make a sentence of what a caller can do: any one of the steps."""
+    *first, last = steps
+    text = f"{', '.join(first)} or {last}" if first else last
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _until(at_ms: int, now_ms: int) -> float:

@@ -218,6 +218,16 @@ async def test_a_refusal_is_kept_with_its_reason(cast: Cast) -> None:
     await talk.socket.leave()
 
 
+async def test_a_message_that_is_too_long_is_told_so_without_the_words_of_the_api(cast: Cast) -> None:
+    talk = await open_talk(cast.user)
+    await talk.tell(**{**ask(), "text": "word " * 6000})
+    await talk.hear_until("turn")
+    error = (await talk.hear())["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert "and your message has " in error["message"] and error["message"].endswith("the length of your message.")
+    await talk.socket.leave()
+
+
 @pytest.mark.usefixtures("worker")
 async def test_a_kill_ends_a_running_answer_and_says_why(cast: Cast) -> None:
     talk = await open_talk(cast.user)

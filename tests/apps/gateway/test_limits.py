@@ -148,7 +148,10 @@ async def test_m4_limits_of_a_key(cast: Cast) -> None:
     await change_key(cast, requests_per_window=1, window_s=60)
     assert (await answer(chat(cast)))[0] == 200
     status, code, message = await answer(chat(cast))
-    assert (status, code) == (429, "rate_limit_exceeded") and "1 requests of this minute for this API key" in message
+    assert (status, code) == (
+        429,
+        "rate_limit_exceeded",
+    ) and "the one request of this minute for this API key" in message
     await change_key(cast, requests_per_window=None, window_s=None, tokens_per_minute=3)
     status, code, message = await answer(chat(cast))
     assert (status, code) == (429, "rate_limit_exceeded") and "3 a minute are allowed for this API key" in message

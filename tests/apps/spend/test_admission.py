@@ -152,7 +152,7 @@ async def test_the_rate_is_refused_with_the_time_to_wait(client):
     assert remaining == ["2", "1", "0"]
     refusal = await refused(make_ask(caller))
     assert refusal.code is Code.RATE_LIMITED
-    assert refusal.message.startswith("You have used all 3 requests of this hour on the Free plan. Try again in 1h")
+    assert refusal.message.startswith("You have used all 3 requests of this hour on the Free plan. Try again in 6")
     assert refusal.message.endswith("or upgrade your plan.")
     assert 3600 <= refusal.retry_after_s <= 3660
     assert refusal.headers["x-ratelimit-remaining-requests"] == "0"
@@ -191,7 +191,7 @@ async def test_a_spent_budget_says_when_it_starts_anew(client):
     refusal = await refused(make_ask(make_caller(organization), worst_nanousd=2))
     assert "$0.000000999 is spent" in refusal.message
     assert "The limit starts anew on 1 " in refusal.message
-    assert "upgrade your plan" in refusal.message
+    assert "Upgrade your plan" in refusal.message
     assert refusal.retry_after_s is None
 
 

@@ -39,7 +39,7 @@ async def refused(ask: Any) -> AiscaleError:
 
 def read_wait_s(refusal: AiscaleError) -> int:
     """Return the expected wait that a refusal names."""
-    found = re.search(r"your request would wait about (\d+)s,", refusal.message)
+    found = re.search(r"your request would wait about (\d+) seconds,", refusal.message)
     assert refusal.code is Code.QUEUE_FULL and found, refusal.message
     return int(found[1])
 
@@ -117,7 +117,7 @@ async def test_too_long_a_wait_is_refused_and_names_both(client: Redis) -> None:
     assert refusal.code is Code.QUEUE_FULL
     # three jobs before it, and one that has to end first
     assert read_wait_s(refusal) == pytest.approx(20, rel=0.2)
-    assert "and the Free plan's requests wait 10s at the most" in refusal.message
+    assert "and the Free plan's requests wait 10 seconds at the most" in refusal.message
     assert refusal.retry_after_s == pytest.approx(10, rel=0.2)
 
 
@@ -163,7 +163,10 @@ async def test_a_model_without_a_worker_is_refused_after_a_while(client: Redis, 
     client.set(keys.model_served(MODEL), now_ms - 31_000)
     refusal = await refused(make_ask(make_caller(organization)))
     assert (refusal.code, refusal.retry_after_s) == (Code.BACKEND_UNAVAILABLE, 5.0)
-    assert f"No worker has served the model {MODEL!r} for 3" in refusal.message
+    assert (
+        refusal.message.startswith(f"The model {MODEL!r} is not there right now.")
+        and refusal.facts["unserved_ms"][0] == "3"
+    )
     settings.ENV = dataclasses.replace(settings.ENV, unserved_s=0)
     await admit(make_ask(make_caller(organization)))
 

@@ -143,7 +143,7 @@ async def test_a_request_that_is_larger_than_the_limit_is_told_so_and_not_to_wai
     assert (refusal.code, refusal.retry_after_s) == (Code.RATE_LIMITED, None)
     assert refusal.message == (
         "This request could take 1001 tokens; 1000 a minute are allowed on the Free plan. "
-        "Shorten it, lower max_tokens or upgrade your plan."
+        "Shorten your message, begin a new chat or upgrade your plan."
     )
 
 
@@ -251,7 +251,7 @@ async def test_a_key_limits_tokens_models_and_what_runs(client: Redis):
     await admit(make_ask(caller, model="tiny", worst_tokens=10))
     refusal = await refused(make_ask(caller, model="small", worst_tokens=10))
     assert refusal.code is Code.TOO_MANY_IN_FLIGHT
-    assert refusal.message.startswith("This API key has 1 requests running and is allowed 1 at a time.")
+    assert refusal.message.startswith("This API key has 1 request running and is allowed 1 at a time.")
     await admit(make_ask(make_caller(organization), worst_tokens=500))
 
 
