@@ -36,6 +36,12 @@ class PlainDecimalField(forms.DecimalField):
             raise ValidationError(_ASK_PLAIN, code="invalid")
         return super().to_python(text)
 
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        try:
+            return bool(self.clean(data) != initial)
+        except ValidationError:
+            return True
+
 
 class PerMillionField(PlainDecimalField):
     """Take US dollars for a million tokens, exactly, and give whole nano-USD a token; never negative (M10)."""
@@ -55,9 +61,6 @@ class PerMillionField(PlainDecimalField):
 
     def prepare_value(self, value: Any) -> Any:
         return format_per_million(value) if isinstance(value, int) else value
-
-    def has_changed(self, initial: Any, data: Any) -> bool:
-        return bool(super().has_changed(self.prepare_value(initial), data))
 
 
 class UsdField(PlainDecimalField):
@@ -81,6 +84,3 @@ class UsdField(PlainDecimalField):
         if not isinstance(value, int):
             return value
         return f"{(Decimal(value) / NANOUSD_PER_USD).normalize():f}"
-
-    def has_changed(self, initial: Any, data: Any) -> bool:
-        return bool(super().has_changed(self.prepare_value(initial), data))

@@ -1,6 +1,8 @@
 """Set budgets. Usage and the ledger are in `ledger_admin`, kill switches in `kill_admin`."""
 
-from django.contrib import admin
+from typing import Any
+
+from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
@@ -8,7 +10,7 @@ from unfold.admin import ModelAdmin
 
 from aiscale.db import format_usd
 from apps.accounts.audit_admin import Audited
-from apps.spend import alert_admin, kill_admin, ledger_admin, price_admin  # noqa: F401  # they register their pages
+from apps.spend import alert_admin, kill_admin, ledger_admin, price_admin, prices  # noqa: F401  # they register their pages
 from apps.spend.forms import BudgetForm
 from apps.spend.models import Budget
 
@@ -43,6 +45,14 @@ class BudgetAdmin(Audited, ModelAdmin):  # type: ignore[misc]
         if not budget.raise_nanousd or budget.raise_until is None or budget.raise_until <= timezone.now():
             return "-"
         return f"{format_usd(budget.raise_nanousd)} until {budget.raise_until:%-d %B %Y %H:%M} (UTC)"
+
+    def save_model(self, request: HttpRequest, obj: Budget, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        kind, _, name = obj.scope.partition(":")
+        if kind == "model" and name not in prices.map_current():
+            messages.warning(
+                request, f"There is no model {name!r} yet. Until there is one, this budget limits nothing."
+            )
 
     def audited_organization_id(self, obj: Budget) -> str:
         kind, _, name = obj.scope.partition(":")

@@ -1,17 +1,23 @@
 """Take money from forms."""
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from django import forms
+from django.utils import timezone
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from aiscale.errors import AiscaleError
 from aiscale.money_forms import UsdField
+from apps.accounts.models import User
 from apps.spend import budgets
+from apps.spend.kill_forms import find_organization
 from apps.spend.models import Budget
 
 T = TypeVar("T")
+_TWO_OR_ONE = re.compile(r"[0-9],[0-9]")
+"""``$1,500`` is one amount to most people, and ``100,500`` two."""
 
 
 class BudgetForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs alone
@@ -31,7 +37,8 @@ class BudgetForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the s
         label="Which one",
         required=False,
         max_length=128,
-        help_text="The plan's or model's name, or the id of the organization (org_...), user (usr_...) or key (key_...).",
+        help_text="The plan's or model's short name; an organization's id (org_...) or name; a user's id (usr_...) or e-mail address; "
+        "or a key's id (key_...). Empty for the whole service.",
         widget=UnfoldAdminTextInputWidget,
     )
     time_zone = forms.CharField(
@@ -61,7 +68,7 @@ class BudgetForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the s
         super().__init__(*args, **kwargs)
         if self.instance.pk:
             del self.fields["kind"], self.fields["target"]
-            self.initial["thresholds"] = ", ".join(self.instance.thresholds)
+            self.initial["thresholds"] = ", ".join(text.replace(",", "") for text in self.instance.thresholds)
 
     def clean_time_zone(self) -> str:
         return self._check("time_zone", lambda: budgets.check_time_zone(self.cleaned_data["time_zone"])) or ""
@@ -76,21 +83,48 @@ class BudgetForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the s
         limit = cleaned.get("limit_nanousd")
         # an organization's month always has a limit: its plan's
         has_limit = limit is not None or self.instance.scope.startswith("organization:")
-        texts = [text for text in cleaned.get("thresholds", "").replace(";", ",").split(",") if text.strip()]
+        texts = self._clean_thresholds(cleaned, has_limit=has_limit)
+        if limit is None and not texts:
+            self.add_error("limit_nanousd", "Give a limit, thresholds, or both.")
+        self._clean_raise(cleaned)
+        return cleaned
+
+    def _get_validation_exclusions(self) -> set[str]:
+        # no field of the form, and yet chosen in it: there is one budget of a scope and period
+        chosen = {"scope"} if self.instance.scope else set()
+        return super()._get_validation_exclusions() - chosen  # type: ignore[no-any-return, misc]
+
+    def _clean_thresholds(self, cleaned: dict[str, Any], *, has_limit: bool) -> list[str]:
+        words = cleaned.get("thresholds", "")
+        if _TWO_OR_ONE.search(words):
+            self.add_error(
+                "thresholds", "Write amounts without thousands separators: $1500, 80%, with a space after each comma."
+            )
+            return [words]
+        texts = [text for text in words.replace(";", ",").split(",") if text.strip()]
         cleaned["thresholds"] = (
             self._check("thresholds", lambda: budgets.parse_thresholds(texts, has_limit=has_limit)) or []
         )
-        if limit is None and not texts:
-            self.add_error("limit_nanousd", "Give a limit, thresholds, or both.")
-        if cleaned.get("raise_nanousd") and not cleaned.get("raise_until"):
+        return texts
+
+    def _clean_raise(self, cleaned: dict[str, Any]) -> None:
+        until = cleaned.get("raise_until")
+        if not cleaned.get("raise_nanousd"):
+            return
+        if not until:
             self.add_error("raise_until", "Say until when the limit is raised.")
-        return cleaned
+        elif until <= timezone.now() and {"raise_nanousd", "raise_until"} & set(self.changed_data):
+            # a raise that is over may stay as it is while something else is changed
+            self.add_error("raise_until", "This moment is over: the limit would not be raised.")
 
     def _clean_scope(self, cleaned: dict[str, Any]) -> None:
         kind, target = cleaned.get("kind", ""), cleaned.get("target", "").strip()
         if kind == "site" and target:
             self.add_error("target", "Leave this empty for the whole service, or choose what this names.")
-        scope = "site" if kind == "site" else f"{kind}:{target}"
+        if not kind or (kind != "site" and not target):
+            self.add_error("target", "Say which one.")
+            return
+        scope = "site" if kind == "site" else f"{kind}:{_find_id(kind, target)}"
         self._check("target", lambda: budgets.check_scope(scope))
         self.instance.scope = scope
 
@@ -100,3 +134,12 @@ class BudgetForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the s
         except AiscaleError as error:
             self.add_error(field, error.message)
             return None
+
+
+def _find_id(kind: str, target: str) -> str:
+    """Return the id of what is named in another way, else ``target``. I/O: up to one SQL statement."""
+    if kind == "organization":
+        return find_organization(target)
+    if kind == "user" and "@" in target:
+        return User.objects.filter(email__iexact=target).values_list("public_id", flat=True).first() or target
+    return target
