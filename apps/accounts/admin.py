@@ -87,6 +87,11 @@ class UserAdmin(RecordsMembers, Audited, Autocompletes, DjangoUserAdmin, ModelAd
             '<a href="{}">Set another one</a>', reverse("admin:auth_user_password_change", args=[user.pk])
         )
 
+    def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> list[str]:
+        # who takes their own rights away, by a slip, could leave nobody who gives them back
+        own = ["is_active", "is_staff", "is_superuser"] if obj is not None and obj == request.user else []
+        return [*super().get_readonly_fields(request, obj), *own]
+
     def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
         """A person is shut out by ``is_active``: their usage, and their keys at the gate, must stay known."""
         return False

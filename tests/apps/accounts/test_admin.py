@@ -137,6 +137,18 @@ def test_a_key_is_kept_to_names_that_a_model_can_have(browser: Client, cast: Cas
     assert cast.key.allowed_models == []
 
 
+def test_nobody_takes_their_own_rights_away(browser: Client, cast: Cast) -> None:
+    root = User.objects.get(email="root@example.com")
+    other = User.objects.create_superuser("other@example.com", "x")
+    forms = {"memberships-TOTAL_FORMS": "0", "memberships-INITIAL_FORMS": "0"}
+    for user in (root, other):
+        page = browser.post(reverse("admin:accounts_user_change", args=[user.pk]), forms | {"email": user.email})
+        assert page.status_code == 302, page.content.decode()[-3000:]
+        user.refresh_from_db()
+    assert root.is_active and root.is_staff and root.is_superuser
+    assert not (other.is_active or other.is_staff or other.is_superuser)
+
+
 def test_who_paid_is_never_deleted(browser: Client, cast: Cast) -> None:
     for place, pk in (("user", cast.user.pk), ("organization", cast.organization.pk), ("apikey", cast.key.pk)):
         assert browser.post(reverse(f"admin:accounts_{place}_delete", args=[pk]), {"post": "yes"}).status_code == 403
