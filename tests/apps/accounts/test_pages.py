@@ -58,6 +58,8 @@ def test_bad_sign_ups_say_why(browser: Client, email: str, password: str) -> Non
 def test_a_forgotten_password_is_reset_by_mail(browser: Client) -> None:
     browser.post("/accounts/password/reset/", {"email": "ada@example.com"})
     [letter] = mail.outbox
+    assert letter.subject == "Choose a new password for aiscale"
+    assert "Thank you for using" not in letter.body and "comes from aiscale on" in letter.body
     link = re.search(r"http://\S+(/accounts/password/reset/key/\S+)", str(letter.body))
     assert link
     page = browser.get(link[1], follow=True)
