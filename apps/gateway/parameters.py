@@ -66,7 +66,10 @@ def convert(
     known = _list_names(kind)  # type: ignore[arg-type]
     given: dict[str, Any] = {}
     for name, value in values.items():
-        if value is None or name in harmless:
+        if value is None:
+            continue
+        if name in harmless:
+            _check_label(name, value)
             continue
         if name in defaults_only:
             if isinstance(value, dict):
@@ -87,6 +90,23 @@ def convert(
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         raise _explain(error) from error
+
+
+_LABELS: dict[str, type] = {
+    "cache_control": dict,
+    "eager_input_streaming": bool,
+    "input_examples": list,
+    "metadata": dict,
+}
+"""What harmless parameters hold that are no strings."""
+
+
+def _check_label(name: str, value: Any) -> None:
+    """Raise: AiscaleError (INVALID_REQUEST) for a harmless parameter that is none of its kind: its caller is mistaken about something."""
+    wanted = _LABELS.get(name, str)
+    if not isinstance(value, wanted):
+        kinds = {str: "a string", dict: "an object", list: "an array", bool: "true or false"}
+        raise AiscaleError(Code.INVALID_REQUEST, f"Invalid type for {name}: it must be {kinds[wanted]}.", param=name)
 
 
 def read_query(

@@ -75,7 +75,12 @@ def make_tools(functions: list[Function], choice: Any, parallel: bool | None) ->
         if function.parameters and function.parameters.get("type", "object") != "object":
             raise refuse("A tool's parameters must be a schema of an object", f"tools[{index}].parameters")
     tools = tuple(
-        Tool(name=function.name, description=function.description or "", parameters=function.parameters)
+        Tool(
+            name=function.name,
+            description=function.description or "",
+            parameters=function.parameters,
+            strict=bool(function.strict),
+        )
         for function in functions
     )
     if len(json.dumps([tool.describe() for tool in tools])) > MAX_TOOLS_BYTES:

@@ -42,6 +42,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     description: str = ""
     parameters: dict[str, Any] | None = None
+    strict: bool = False
+    """Whether arguments must follow the schema though the model may choose; of a call that must be made they always do."""
 
     def describe(self) -> dict[str, Any]:
         """Return it in OpenAI's words, which templates read too."""

@@ -8,7 +8,7 @@ from apps.inference import grammars
 from apps.inference.catalog import UpstreamRoute
 from apps.inference.completions import CompletionRequest
 from apps.inference.prompts import ChatMessage
-from apps.inference.tools import Tools
+from apps.inference.tools import Tool, Tools
 
 PER_MESSAGE_TOKENS = 16
 """The most that a chat template adds to a message."""
@@ -36,8 +36,15 @@ def describe_tools(tools: Tools) -> dict[str, Any]:
     choice: Any = "required" if tools.must_call else "auto"
     if tools.only:
         choice = {"type": "function", "function": {"name": tools.only}}
-    value = {"tools": [tool.describe() for tool in tools.tools], "tool_choice": choice}
+    value = {"tools": [_describe_tool(tool) for tool in tools.tools], "tool_choice": choice}
     return value | ({} if tools.parallel else {"parallel_tool_calls": False})
+
+
+def _describe_tool(tool: Tool) -> dict[str, Any]:
+    value = tool.describe()
+    if tool.strict:
+        value["function"]["strict"] = True
+    return value
 
 
 def describe_message(message: ChatMessage) -> dict[str, Any]:

@@ -101,7 +101,9 @@ def read_tools(values: list[dict[str, Any]], choice: dict[str, Any] | None) -> T
             )
         with parameters.within(f"tools[{index}]"):
             tool = parameters.convert(value, CustomTool, harmless=_TOOL_HARMLESS, defaults_only=_TOOL_DEFAULTS_ONLY)
-        functions.append(Function(name=tool.name, description=tool.description, parameters=tool.input_schema))
+        functions.append(
+            Function(name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict)
+        )
     return make_tools(functions, _word_choice(chosen), chosen is None or not chosen.disable_parallel_tool_use)
 
 

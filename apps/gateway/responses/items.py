@@ -106,7 +106,9 @@ def read_tools(values: list[dict[str, Any]], choice: Any, parallel: bool | None)
             )
         with parameters.within(f"tools[{index}]"):
             tool = parameters.convert(value, FunctionTool, harmless=frozenset(), defaults_only={})
-        functions.append(Function(name=tool.name, description=tool.description, parameters=tool.parameters))
+        functions.append(
+            Function(name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict)
+        )
     if isinstance(choice, dict) and choice.get("type") == "function":
         choice = {"type": "function", "function": {"name": choice.get("name")}}
     return make_tools(functions, choice, parallel)

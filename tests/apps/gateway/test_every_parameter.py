@@ -188,3 +188,20 @@ async def test_what_the_clients_send_back_is_taken(cast: Cast) -> None:
     hinted = {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}
     value = chat(messages=[{"role": "user", "content": [hinted]}], service_tier="default", max_tokens=2)
     assert (await ask(cast.raw, value)).status == 200
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("path", "value", "param"),
+    [
+        ("/v1/chat/completions", chat(metadata=5), "metadata"),
+        ("/v1/chat/completions", chat(user=["ada"]), "user"),
+        ("/v1/embeddings", {"model": "all-minilm-l6-v2", "input": "x", "user": 5}, "user"),
+        ("/v1/responses", {"model": CHAT, "input": "x", "prompt_cache_key": {}}, "prompt_cache_key"),
+        ("/v1/messages", {"model": CHAT, "messages": SAID, "max_tokens": 2, "metadata": "x"}, "metadata"),
+    ],
+)
+async def test_labels_are_of_their_kind(cast: Cast, path: str, value: dict[str, Any], param: str) -> None:
+    refused = await ask(cast.raw, value, path)
+    error = json.loads(refused.body)["error"]  # type: ignore[attr-defined]
+    assert (refused.status, error["param"]) == (400, param), error

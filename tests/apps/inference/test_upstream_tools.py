@@ -19,7 +19,10 @@ PIECES: list[Any] = [
     {"tool_calls": [{"index": 0, "function": {"arguments": '"Paris"}'}}, "odd", {"function": 3}]},
     {"tool_calls": [{"index": 1, "id": "c2", "function": {"name": "time", "arguments": "{}"}}]},
 ]
-TOOLS = [{"type": "function", "function": {"name": n, "parameters": {"type": "object"}}} for n in ("weather", "time")]
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": n, "parameters": {"type": "object"}}} for n in ("weather", "time")
+]
+TOOLS[1]["function"]["strict"] = True
 
 
 class Calling(Odd):
