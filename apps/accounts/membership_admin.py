@@ -9,8 +9,11 @@ from unfold.admin import TabularInline
 from aiscale.autocompletes import Autocompletes
 from apps.accounts import audit, roles
 from apps.accounts.keys import revoke_keys
-from apps.accounts.models import ApiKey, Invitation, Membership
+from apps.accounts.models import ApiKey, Invitation, Membership, User
 from apps.accounts.roles import Right, Role
+
+NEW_ROWS = 20
+"""So many members may be added at once; Django would build two thousand rows, each with its searches, and take a minute."""
 
 
 class MembershipFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]  # generic in the stubs alone
@@ -31,7 +34,20 @@ class MembershipFormSet(forms.BaseInlineFormSet):  # type: ignore[type-arg]  # g
                 raise forms.ValidationError("An organization needs an owner: make somebody else one first.")
 
 
-class MembershipInline(Autocompletes, TabularInline):  # type: ignore[misc]
+class _Bounded:
+    """Build as many rows as there are, and a few new ones, whatever number a browser sends. Stands before TabularInline."""
+
+    model: Any
+
+    def get_formset(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> Any:
+        field = "user" if isinstance(obj, User) else "organization"
+        most = NEW_ROWS + (self.model.objects.filter(**{field: obj}).count() if obj is not None else 0)
+        wanted = self.get_max_num(request, obj)  # type: ignore[attr-defined]
+        new = most if wanted is None else min(wanted, most)
+        return super().get_formset(request, obj, max_num=new, absolute_max=most, **kwargs)  # type: ignore[misc]
+
+
+class MembershipInline(_Bounded, Autocompletes, TabularInline):  # type: ignore[misc]
     model = Membership
     formset = MembershipFormSet
     extra = 0
@@ -39,7 +55,7 @@ class MembershipInline(Autocompletes, TabularInline):  # type: ignore[misc]
     autocomplete_fields = ["user", "organization"]
 
 
-class InvitationInline(TabularInline):  # type: ignore[misc]
+class InvitationInline(_Bounded, TabularInline):  # type: ignore[misc]
     model = Invitation
     extra = 0
     fields = ["email", "role", "state", "expires_at", "invited_by"]

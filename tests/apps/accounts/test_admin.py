@@ -17,6 +17,7 @@ from redis import Redis
 from aiscale.wire import keys
 from apps.accounts import audit, organizations
 from apps.accounts.keys import create_key
+from apps.accounts.membership_admin import NEW_ROWS
 from apps.accounts.models import AuditEvent, Membership, Organization, Plan, User
 from apps.chat import turns
 from apps.inference.cache import generations
@@ -135,6 +136,18 @@ def test_a_key_is_kept_to_names_that_a_model_can_have(browser: Client, cast: Cas
     assert page.status_code == 200 and "errorlist" in page.content.decode()
     cast.key.refresh_from_db()
     assert cast.key.allowed_models == []
+
+
+def test_no_number_of_rows_keeps_the_server_busy(browser: Client, cast: Cast) -> None:
+    forms = {"memberships-INITIAL_FORMS": "0", "invitations-INITIAL_FORMS": "0", "invitations-TOTAL_FORMS": "9" * 20}
+    values = forms | {"memberships-TOTAL_FORMS": "9" * 20, "name": ""}
+    page = browser.post(reverse("admin:accounts_organization_change", args=[cast.organization.pk]), values)
+    assert page.status_code == 200
+    rows = [len(each.formset.forms) for each in page.context["inline_admin_formsets"]]
+    assert rows == [NEW_ROWS + 1, NEW_ROWS]
+    people = {"memberships-TOTAL_FORMS": "9" * 20, "memberships-INITIAL_FORMS": "0", "email": ""}
+    page = browser.post(reverse("admin:accounts_user_change", args=[cast.user.pk]), people)
+    assert [len(each.formset.forms) for each in page.context["inline_admin_formsets"]] == [NEW_ROWS + 1]
 
 
 def test_nobody_takes_their_own_rights_away(browser: Client, cast: Cast) -> None:
