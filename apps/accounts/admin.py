@@ -24,6 +24,7 @@ from apps.accounts.keys import revoke_key
 from apps.accounts.membership_admin import InvitationInline, MembershipInline, RecordsMembers
 from apps.accounts.models import ApiKey, Organization, Plan, User
 from apps.accounts.organizations import ensure_personal_organization
+from apps.accounts.plans import say_rate
 
 MODEL_NAME_CHARS = 128
 
@@ -207,8 +208,7 @@ class PlanAdmin(Audited, ModelAdmin):  # type: ignore[misc]
 
     @admin.display(description="requests")
     def requests(self, plan: Plan) -> str:
-        unit = {1: "a second", 60: "a minute", 3_600: "an hour", 86_400: "a day"}.get(plan.window_s)
-        return f"{plan.requests_per_window:,} {unit or f'in {plan.window_s:,} s'}"
+        return say_rate(plan.requests_per_window, plan.window_s)
 
     @admin.display(description="tokens a minute", ordering="tokens_per_minute")
     def tokens(self, plan: Plan) -> str:
@@ -259,7 +259,7 @@ class ApiKeyAdmin(Audited, ModelAdmin):  # type: ignore[misc]
         for key in queryset.filter(revoked_at=None).select_related("organization", "created_by"):
             revoke_key(key, audit.by_request(request))
             count += 1
-        messages.success(request, f"{count} keys are revoked and refused from now on.")
+        messages.success(request, f"{count} {'key is' if count == 1 else 'keys are'} revoked and refused from now on.")
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Keys are made where they can be shown once: on the keys page, or by ``create_api_key``."""

@@ -59,3 +59,9 @@ def seed_plans() -> int:
         _, created = Plan.objects.get_or_create(slug=seed["slug"], defaults={"name": seed["slug"].capitalize(), **seed})
         made += created
     return made
+
+
+def say_rate(requests: int, window_s: int) -> str:
+    """Write so many requests in so many seconds: ``20 requests an hour``."""
+    unit = {1: "a second", 60: "a minute", 3_600: "an hour", 86_400: "a day"}.get(window_s, f"in {window_s:,} s")
+    return f"{requests:,} request{'' if requests == 1 else 's'} {unit}"

@@ -49,7 +49,13 @@ def test_a_key_is_made_with_its_limits(cast: Cast, acme: Organization, redis_url
     mirrored = Redis.from_url(redis_url).hgetall(names.api_key(key.digest))
     assert mirrored[b"models"] == CHAT.encode() and mirrored[b"requests_per_window"] == b"5"  # type: ignore[index]
     shown = browser.get("/account/keys/").content.decode()
-    assert f"Only {CHAT}." in shown and "5 requests in 3600 s." in shown and "Never" in shown
+    assert f"Only {CHAT}." in shown and "5 requests an hour." in shown and "Never" in shown
+
+
+def test_one_request_is_one(cast: Cast) -> None:
+    browser = work_for(cast.user, cast.organization)
+    browser.post("/account/keys/", {"name": "Rare", "requests": "1", "window": "60", "tokens_per_minute": "1"})
+    assert "1 request a minute. 1 token a minute." in browser.get("/account/keys/").content.decode()
 
 
 @pytest.mark.parametrize(
