@@ -44,7 +44,7 @@ def describe_trip(scope: str, reason: str, until_at: datetime | None) -> list[st
     known = KillSwitch.objects.filter(scope=scope, released_at__isnull=True).first()
     is_known = known is not None and (known.until_at is None or known.until_at > timezone.now())
     sentences = [
-        f"This stops {name_scope(scope)}: {_say_payers(reach)} are refused from the moment you confirm, in the chat and the API.",
+        f"This stops {name_scope(scope)}: {_say_payers(reach)} refused from the moment you confirm, in the chat and the API.",
         _say_jobs(reach, "end within a second. What was made until then is charged."),
         f"They read: “{describe_kill(scope, reason, until_at)}”",
         f"It lasts {say_end(until_at)}.",
@@ -62,7 +62,7 @@ def describe_release(switch: KillSwitch) -> list[str]:
     """Say what releasing would do, and what stays stopped all the same. I/O: as `measure`, and one SQL statement."""
     reach = measure(switch.scope)
     sentences = [
-        f"This lets {name_scope(switch.scope)} go on: {_say_payers(reach)} are no longer refused from the moment you confirm.",
+        f"This lets {name_scope(switch.scope)} go on: {_say_payers(reach)} no longer refused from the moment you confirm.",
         f"It was stopped by {switch.tripped_by} on {say_moment(switch.tripped_at)}: “{switch.reason}”",
         "Answers that were ended stay ended; whoever wants them asks again.",
     ]
@@ -143,7 +143,8 @@ def _scopes_of(kind: bytes, payload: bytes) -> list[str]:
 
 
 def _say_payers(reach: Reach) -> str:
-    return f"{_count(reach.organizations, 'organization')} with {_count(reach.keys, 'API key')}"
+    verb = "is" if reach.organizations == 1 else "are"
+    return f"{_count(reach.organizations, 'organization')} with {_count(reach.keys, 'API key')} {verb}"
 
 
 def _say_jobs(reach: Reach, what: str) -> str:

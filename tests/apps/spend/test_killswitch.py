@@ -226,7 +226,7 @@ def test_the_sentences_say_who_is_stopped_what_they_read_and_until_when():
     until_at = (timezone.now() + timedelta(days=3)).replace(hour=14, minute=30, second=0, microsecond=0)
     moment = f"{until_at:%-d %B %Y}, 14:30 UTC"
     one = " ".join(reach.describe_trip(f"organization:{organization.public_id}", "An incident", until_at))
-    assert "the organization Ada's: 1 organization with 1 API key" in one
+    assert "the organization Ada's: 1 organization with 1 API key is refused from" in one
     assert f"until {moment} (in " in one and f"Try again after {moment}." in one
     assert "Check the spelling" in " ".join(reach.describe_trip("model:smol", "x", None))
     killswitch.trip("model:smol", reason="one", by=ADA)
