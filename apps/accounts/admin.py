@@ -146,8 +146,8 @@ class ModelNamesField(forms.JSONField):
     """Take a list of model names; what is none is shown again as it was written."""
 
     def to_python(self, value: Any) -> Any:
-        names = super().to_python(value)
-        return [] if names is None else check_model_names(names)
+        # nothing is no list either: emptied by a slip, it would allow all models
+        return check_model_names(super().to_python(value))
 
     def bound_data(self, data: Any, initial: Any) -> Any:
         try:
