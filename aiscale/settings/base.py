@@ -235,6 +235,8 @@ LIST_MODEL_NAMES = "apps.inference.catalog.list_slugs"
 KEY_LIMITS = "apps.spend.key_limits"
 # nor what the apps above it keep of a person (apps.accounts.personal_data)
 PERSONAL_DATA = ["apps.spend.personal_data", "apps.chat.personal_data", "apps.gateway.personal_data"]
+# spend knows no upstreams: whom a kill switch of a provider may name is asked here
+LIST_PROVIDERS = "apps.inference.catalog.list_providers"
 SPECTACULAR_SETTINGS = {"SCHEMA_PATH_PREFIX": "/api/v1", "OAS_VERSION": "3.1.0", "DISABLE_ERRORS_AND_WARNINGS": True}
 
 # views of Django and DRF are limited by django-ratelimit over the shared Redis cache

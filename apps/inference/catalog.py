@@ -9,8 +9,9 @@ import msgspec
 from django.db import Error as DatabaseError
 
 from aiscale.errors import AiscaleError, Code
+from aiscale.wire.jobs import LOCAL_PROVIDER
 from apps.accounts.callers import PlanLimits, on_thread
-from apps.inference.models import Model, ModelVersion
+from apps.inference.models import Model, ModelVersion, Upstream
 from apps.spend import prices
 from apps.spend.prices import Terms
 
@@ -108,6 +109,11 @@ def list_slugs() -> list[str]:
     from apps.inference.models import Model
 
     return list(Model.objects.filter(is_enabled=True).order_by("slug").values_list("slug", flat=True))
+
+
+def list_providers() -> list[str]:
+    """List whom `provider:<name>` may name: our own workers first, then upstreams by name. I/O: one SQL statement."""
+    return [LOCAL_PROVIDER, *Upstream.objects.order_by("name").values_list("name", flat=True)]
 
 
 async def _refresh() -> None:

@@ -4,8 +4,10 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
+from django.conf import settings
 from django.db.models import QuerySet
 from django.utils import timezone
+from django.utils.module_loading import import_string
 from django.utils.timesince import timeuntil
 
 from aiscale import redis as redis_clients
@@ -53,8 +55,7 @@ def describe_trip(scope: str, reason: str, until_at: datetime | None) -> list[st
         sentences.append(
             f"It is stopped already, by {known.tripped_by}, {say_end(known.until_at)}. The first reason stays, and the later end counts."
         )
-    if is_misspelt(scope):
-        sentences.append(f"Nobody has used this {scope.partition(':')[0]} so far. Check the spelling.")
+    sentences += _doubt_spelling(scope)
     return sentences
 
 
@@ -98,10 +99,19 @@ def say_end(until_at: datetime | None) -> str:
     return f"until {say_moment(until_at)} (in {timeuntil(until_at)}), and then ends by itself"
 
 
-def is_misspelt(scope: str) -> bool:
-    """Tell whether no request for this model was ever settled: a name that nobody used may be misspelt. I/O: one SQL statement."""
+def _doubt_spelling(scope: str) -> list[str]:
+    """Say when a name may be misspelt: a model for which no request was ever settled, or an unknown provider. I/O: one SQL statement."""
     kind, _, name = scope.partition(":")
-    return kind == "model" and not UsageRecord.objects.filter(model=name).exists()
+    if kind == "model" and not UsageRecord.objects.filter(model=name).exists():
+        return ["Nobody has used this model so far. Check the spelling."]
+    # upstreams lie above spend, so settings name who knows them
+    if kind == "provider" and name not in (known := import_string(settings.LIST_PROVIDERS)()):
+        return [f"There is no provider {name!r}; there {_name_all(known)}. Check the spelling."]
+    return []
+
+
+def _name_all(names: list[str]) -> str:
+    return f"is only {names[0]}" if len(names) == 1 else f"are {', '.join(names[:-1])} and {names[-1]}"
 
 
 def _find_payers(scope: str) -> tuple[int, int]:

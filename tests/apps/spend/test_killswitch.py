@@ -229,6 +229,8 @@ def test_the_sentences_say_who_is_stopped_what_they_read_and_until_when():
     assert "the organization Ada's: 1 organization with 1 API key is refused from" in one
     assert f"until {moment} (in " in one and f"Try again after {moment}." in one
     assert "Check the spelling" in " ".join(reach.describe_trip("model:smol", "x", None))
+    assert "there is only local. Check the spelling." in " ".join(reach.describe_trip("provider:lokal", "x", None))
+    assert "spelling" not in " ".join(reach.describe_trip("provider:local", "x", None))
     killswitch.trip("model:smol", reason="one", by=ADA)
     assert "stopped already, by ada, until somebody releases it" in " ".join(
         reach.describe_trip("model:smol", "x", None)
