@@ -1,9 +1,11 @@
 """Tell allauth what happens when somebody signs up."""
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 from allauth.account.adapter import DefaultAccountAdapter
+from django.conf import settings
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 
@@ -18,6 +20,16 @@ from apps.accounts.rates import NO_ADDRESS
 log = logging.getLogger(__name__)
 
 
+class Site(NamedTuple):
+    """Name this site to the templates of mails."""
+
+    domain: str
+
+    @property
+    def name(self) -> str:
+        return self.domain
+
+
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     """Give every new user an organization, in the same transaction, and let who was invited join."""
 
@@ -27,6 +39,13 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
             if commit:
                 ensure_personal_organization(saved)
         return saved
+
+    def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
+        """Send a mail whose links, and name of this site, are of PUBLIC_URL: whoever asks chooses the Host of their own request, not
+        where somebody else's link leads."""
+        links = {name: _make_public(link) for name, link in context.items() if name.endswith("_url")}
+        site = Site(urlsplit(settings.PUBLIC_URL).netloc)
+        super().send_mail(template_prefix, email, {**context, **links, "current_site": site})
 
     def get_client_ip(self, request: HttpRequest) -> str:
         return client_address(request) or NO_ADDRESS
@@ -48,3 +67,8 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
                 log.info("an invitation was not accepted: %s", refusal)
         response: HttpResponse = super().post_login(request, user, signup=signup, **options)
         return response
+
+
+def _make_public(link: str) -> str:
+    parts = urlsplit(link)
+    return settings.PUBLIC_URL + urlunsplit(("", "", parts.path, parts.query, parts.fragment))

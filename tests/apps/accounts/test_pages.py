@@ -1,6 +1,7 @@
 """Signing up, logging in, resetting a password, and the keys page."""
 
 import re
+from typing import Any
 
 import pytest
 from django.core import mail
@@ -69,6 +70,20 @@ def test_a_forgotten_password_is_reset_by_mail(browser: Client) -> None:
     browser.post("/accounts/logout/")
     assert not log_in(browser, "ada@example.com", PASSWORD)
     assert log_in(browser, "ada@example.com", "another fine 7 phrase")
+
+
+@pytest.mark.parametrize("email", ["ada@example.com", "nobody@example.com"])
+def test_whoever_asks_for_a_mail_does_not_choose_where_its_links_lead(
+    browser: Client, settings: Any, email: str
+) -> None:
+    settings.ALLOWED_HOSTS = ["*"]
+    settings.PUBLIC_URL = "https://ai.example.org"
+    browser.post("/accounts/password/reset/", {"email": email}, HTTP_HOST="evil.example.net")
+    browser.post("/accounts/signup/", {"email": "new@example.com", "password1": PASSWORD}, HTTP_HOST="evil.example.net")
+    assert len(mail.outbox) == 2
+    for letter in mail.outbox:
+        assert "https://ai.example.org/accounts/" in letter.body and "aiscale on ai.example.org" in letter.body
+        assert "evil" not in letter.body + letter.subject
 
 
 def test_guessing_passwords_is_slowed_down(browser: Client) -> None:
