@@ -109,7 +109,7 @@ class BatchAdmin(Kept):
             else:
                 count += 1
         if count:
-            messages.success(request, f"{count} batches start no more requests.")
+            messages.success(request, f"{count} {'batch starts' if count == 1 else 'batches start'} no more requests.")
 
     def has_delete_permission(self, request: HttpRequest, obj: Batch | None = None) -> bool:
         """A batch stays: its requests were paid for."""
@@ -150,7 +150,7 @@ class StoredResponseAdmin(Kept):
             with transaction.atomic():
                 note(request, row, "cancel")
             count += 1
-        messages.success(request, f"{count} responses are stopped.")
+        messages.success(request, f"{count} {'response is' if count == 1 else 'responses are'} stopped.")
 
     def delete_model(self, request: HttpRequest, obj: StoredResponse) -> None:
         if obj.status != StoredResponse.Status.IN_PROGRESS or self._stop(request, obj):

@@ -73,7 +73,7 @@ def test_a_batch_is_cancelled_once(browser: Client, kept: tuple[Any, ...]) -> No
     batch = kept[1]
     values = {"action": "cancel_selected", "_selected_action": [batch.pk]}
     url = reverse("admin:gateway_batch_changelist")
-    assert b"start no more requests" in browser.post(url, values, follow=True).content
+    assert b"1 batch starts no more requests" in browser.post(url, values, follow=True).content
     batch.refresh_from_db()
     assert batch.status == "cancelling"
     Batch.objects.update(status="completed")
@@ -93,7 +93,7 @@ def test_responses_are_stopped_and_deleted(browser: Client, kept: tuple[Any, ...
     url = reverse("admin:gateway_storedresponse_changelist")
     chosen = {"_selected_action": [response.pk]}
     StoredResponse.objects.update(status="in_progress")
-    assert b"1 responses are stopped" in browser.post(url, {"action": "cancel_selected"} | chosen, follow=True).content
+    assert b"1 response is stopped" in browser.post(url, {"action": "cancel_selected"} | chosen, follow=True).content
     page = browser.post(url, {"action": "delete_selected", "post": "yes"} | chosen, follow=True)
     assert page.status_code == 200 and not StoredResponse.objects.exists()
     actions = AuditEvent.objects.filter(target=f"response:{response.public_id}").order_by("pk")
