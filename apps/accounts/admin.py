@@ -206,13 +206,23 @@ class PlanAdmin(Audited, ModelAdmin):  # type: ignore[misc]
         # running requests and the mirror know a plan by its slug
         return ["slug"] if obj else []
 
+    def save_model(self, request: HttpRequest, obj: Plan, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        tokens, output = obj.tokens_per_minute, obj.max_output_tokens
+        if tokens is not None and tokens <= output:
+            messages.warning(
+                request,
+                f"{tokens:,} tokens a minute have no room for an answer of {output:,}. The chat always asks for the longest answer, so it "
+                "refuses everybody on this plan, as the API does whoever sets no max_tokens. Raise tokens a minute, or lower the output.",
+            )
+
     @admin.display(description="requests")
     def requests(self, plan: Plan) -> str:
         return say_rate(plan.requests_per_window, plan.window_s)
 
     @admin.display(description="tokens a minute", ordering="tokens_per_minute")
     def tokens(self, plan: Plan) -> str:
-        return f"{plan.tokens_per_minute:,}"
+        return "no limit" if plan.tokens_per_minute is None else f"{plan.tokens_per_minute:,}"
 
     @admin.display(description="monthly limit", ordering="monthly_limit_nanousd")
     def monthly_limit(self, plan: Plan) -> str:

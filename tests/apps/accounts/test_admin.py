@@ -247,9 +247,14 @@ def test_a_plans_money_is_in_dollars_and_reaches_the_gate(browser: Client, cast:
     assert browser.post(url, values).status_code == 302
     plan.refresh_from_db()
     assert plan.monthly_limit_nanousd == Decimal("2.5") * 10**9
+    assert "no limit" in browser.get(reverse("admin:accounts_plan_changelist")).content.decode()
     mirrored = Redis.from_url(redis_url).hgetall(keys.plan("free"))
     assert mirrored[b"max_queued"] == b"7" and mirrored[b"tokens_per_minute"] == b""  # type: ignore[index]
     assert mirrored[b"requests_per_window"] == b"5" and mirrored[b"models"] == b"smollm2-135m-instruct"  # type: ignore[index]
+    few = browser.post(url, values | {"tokens_per_minute": "1000", "max_output_tokens": 1000}, follow=True)
+    assert "1,000 tokens a minute have no room for an answer of 1,000" in few.content.decode()
+    enough = browser.post(url, values | {"tokens_per_minute": "2000", "max_output_tokens": 1000}, follow=True)
+    assert "have no room" not in enough.content.decode()
 
 
 def test_a_models_price_is_in_dollars_a_million(browser: Client) -> None:
