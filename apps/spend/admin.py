@@ -13,24 +13,25 @@ from apps.accounts.audit_admin import Audited
 from apps.spend import alert_admin, kill_admin, ledger_admin, price_admin, prices  # noqa: F401  # they register their pages
 from apps.spend.forms import BudgetForm
 from apps.spend.models import Budget
+from apps.spend.scope_names import NamesScopes
 
 
 @admin.register(Budget)
-class BudgetAdmin(Audited, ModelAdmin):  # type: ignore[misc]
+class BudgetAdmin(NamesScopes, Audited, ModelAdmin):  # type: ignore[misc]
     form = BudgetForm
     audit_as = "budget"
-    list_display = ["scope", "period", "limit", "thresholds_in_words", "raised", "note", "updated_at"]
+    list_display = ["scope_name", "period", "limit", "thresholds_in_words", "raised", "note", "updated_at"]
     list_filter = ["period"]
     search_fields = ["scope", "note"]
     ordering = ["scope", "period"]
 
     def get_fields(self, request: HttpRequest, obj: Budget | None = None) -> list[str]:
         rest = ["period", "time_zone", "limit_nanousd", "thresholds", "raise_nanousd", "raise_until", "note"]
-        return ["scope", *rest] if obj else ["kind", "target", *rest]
+        return ["scope_name", "scope", *rest] if obj else ["kind", "target", *rest]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Budget | None = None) -> list[str]:
         # the gate's copies and the totals know a budget by both
-        return ["scope", "period"] if obj else []
+        return ["scope_name", "scope", "period"] if obj else []
 
     @admin.display(description="limit", ordering="limit_nanousd")
     def limit(self, budget: Budget) -> str:

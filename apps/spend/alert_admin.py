@@ -17,6 +17,7 @@ from apps.spend import alerts, webhooks
 from apps.spend.alert_models import AlertDelivery, WebhookEndpoint
 from apps.spend.ledger_admin import ReadOnly
 from apps.spend.models import SpendAlert
+from apps.spend.scope_names import NamesScopes
 
 
 class DeliveryInline(ReadOnly, TabularInline):  # type: ignore[misc]
@@ -39,8 +40,8 @@ class DeliveryInline(ReadOnly, TabularInline):  # type: ignore[misc]
 
 
 @admin.register(SpendAlert)
-class SpendAlertAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
-    list_display = ["created_at", "scope", "period", "period_start", "threshold", "spent", "arrived"]
+class SpendAlertAdmin(NamesScopes, ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["created_at", "scope_name", "period", "period_start", "threshold", "spent", "arrived"]
     list_filter = ["period"]
     search_fields = ["=scope", "=budget_id"]
     date_hierarchy = "created_at"

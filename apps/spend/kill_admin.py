@@ -18,6 +18,7 @@ from apps.accounts import audit
 from apps.spend import killswitch, reach
 from apps.spend.kill_forms import ReleaseForm, TripForm
 from apps.spend.models import KillSwitch
+from apps.spend.scope_names import NamesScopes
 
 
 class InForceFilter(admin.SimpleListFilter):
@@ -45,13 +46,13 @@ class KindFilter(admin.SimpleListFilter):
 
 
 @admin.register(KillSwitch)
-class KillSwitchAdmin(ModelAdmin):  # type: ignore[misc]
-    list_display = ["scope", "in_force", "reason", "until_at", "tripped", "ended"]
+class KillSwitchAdmin(NamesScopes, ModelAdmin):  # type: ignore[misc]
+    list_display = ["scope_name", "in_force", "reason", "until_at", "tripped", "ended"]
     list_filter = [InForceFilter, KindFilter]
     search_fields = ["=scope", "reason", "=tripped_by"]
     search_help_text = "The exact scope (such as model:smollm2-135m-instruct), part of a reason, or who tripped it."
     date_hierarchy = "tripped_at"
-    fields = ["public_id", "scope", "in_force", "reason", "until_at", "tripped_by", "tripped_at"]
+    fields = ["public_id", "scope_name", "scope", "in_force", "reason", "until_at", "tripped_by", "tripped_at"]
     fields += ["released_by", "released_at", "release_reason", "what_happened"]
     readonly_fields = [*fields, "release_link"]
 

@@ -1,14 +1,15 @@
 """What an administrator does to a budget is audited: with the old values and the new, and in force at once."""
 
 from datetime import UTC, datetime
+from html import unescape
 
 import pytest
 from django.test import Client
 from django.urls import reverse
 
 from apps.accounts.models import AuditEvent, User
-from apps.spend import prices
-from apps.spend.models import Budget
+from apps.spend import killswitch, prices
+from apps.spend.models import Budget, SpendAlert
 from tests.apps.spend.cast import ADA, make_organization, read_spend, scope_of, warm
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -134,3 +135,27 @@ def test_a_budget_of_a_model_that_is_not_there_is_kept_with_a_warning(browser):
     page = browser.post(url, EMPTY | {"kind": "model", "target": "known"}, follow=True)
     assert "There is no model" not in page.content.decode()
     assert Budget.objects.count() == 2
+
+
+def test_lists_name_whom_a_budget_alert_or_kill_switch_is_for(browser, django_assert_max_num_queries):
+    names = [f"Ada {number} & Co" for number in range(12)]
+    for name in names:
+        scope = f"organization:{make_organization(name=name).public_id}"
+        Budget.objects.create(scope=scope, limit_nanousd=USD, thresholds=[])
+        killswitch.trip(scope, reason="Abuse", by=ADA)
+        SpendAlert.objects.create(
+            scope=scope, period="daily", period_start=datetime(2026, 1, 1, tzinfo=UTC), threshold="80%", spent_nanousd=1
+        )
+    root = User.objects.get(email="root@example.com")
+    for scope in (f"user:{root.public_id}", "plan:free", "model:smol", "site", "organization:org_gone"):
+        Budget.objects.create(scope=scope, limit_nanousd=USD, thresholds=[])
+    for model in ("budget", "killswitch", "spendalert"):
+        with django_assert_max_num_queries(15):
+            page = unescape(browser.get(reverse(f"admin:spend_{model}_changelist")).content.decode())
+        assert all(f"Organization {name}" in page for name in names), model
+    page = browser.get(reverse("admin:spend_budget_changelist")).content.decode()
+    for name in ("User root@example.com", "Plan Free", "Model smol", "The whole service", "Organization org_gone"):
+        assert name in page
+    of_root = Budget.objects.get(scope=f"user:{root.public_id}")
+    page = browser.get(reverse("admin:spend_budget_change", args=[of_root.pk])).content.decode()
+    assert "User root@example.com" in page and of_root.scope in page
