@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.contrib import admin, messages
+from django.db import IntegrityError
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
@@ -46,6 +47,13 @@ class BudgetAdmin(NamesScopes, Audited, ModelAdmin):  # type: ignore[misc]
         if not budget.raise_nanousd or budget.raise_until is None or budget.raise_until <= timezone.now():
             return "-"
         return f"{format_usd(budget.raise_nanousd)} until {budget.raise_until:%-d %B %Y %H:%M} (UTC)"
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().changeform_view(request, *args, **kwargs)
+        except IntegrityError:
+            # the same budget was made between this one's check and its saving, which is undone: checked again, the form says so
+            return super().changeform_view(request, *args, **kwargs)
 
     def save_model(self, request: HttpRequest, obj: Budget, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)

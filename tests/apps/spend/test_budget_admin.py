@@ -1,9 +1,12 @@
 """What an administrator does to a budget is audited: with the old values and the new, and in force at once."""
 
+import threading
+import time
 from datetime import UTC, datetime
 from html import unescape
 
 import pytest
+from django.db import connection, transaction
 from django.test import Client
 from django.urls import reverse
 
@@ -135,6 +138,37 @@ def test_a_budget_of_a_model_that_is_not_there_is_kept_with_a_warning(browser):
     page = browser.post(url, EMPTY | {"kind": "model", "target": "known"}, follow=True)
     assert "There is no model" not in page.content.decode()
     assert Budget.objects.count() == 2
+
+
+def test_the_same_budget_made_at_the_same_moment_is_refused_in_words(browser):
+    """A rival's budget is written, and not yet committed, while this one is checked: the form sees none, and saving waits for it."""
+    url, pages = reverse("admin:spend_budget_add"), []
+
+    def post():
+        try:
+            pages.append(browser.post(url, EMPTY))
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=post)
+    with transaction.atomic():
+        Budget.objects.create(scope="site", period="daily", limit_nanousd=7 * USD, thresholds=[])
+        thread.start()
+        with connection.cursor() as cursor:
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:
+                cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'")
+                if cursor.fetchone()[0]:
+                    break
+                time.sleep(0.02)
+            else:
+                pytest.fail("the second budget did not wait for the first")
+    thread.join(30)
+    [page] = pages
+    assert page.status_code == 200
+    assert "There is a budget of this scope and period already: change that one." in page.content.decode()
+    assert Budget.objects.get().limit_nanousd == 7 * USD
+    assert not AuditEvent.objects.filter(action="budget.create").exists()
 
 
 def test_lists_name_whom_a_budget_alert_or_kill_switch_is_for(browser, django_assert_max_num_queries):
