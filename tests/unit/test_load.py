@@ -62,8 +62,9 @@ def test_latency_counts_from_when_a_request_was_due(port: int) -> None:
     """One connection for a pace that it cannot keep: what waited for it is late, and its wait is in its latency."""
     result = run_open("127.0.0.1", port, cycle("/slow"), per_second=400, seconds=0.1, clients=1)
     assert result.answered == 40
-    # by the time that the first is answered, the next is 7.5 ms late, and each after it by 7.5 ms more than the last
-    assert result.late >= 38
+    # by the time that the first is answered, the next is 7.5 ms late, and each after it by 7.5 ms more than the last; a generator that
+    # was itself kept waiting sends the first few at once
+    assert result.late >= 30
     assert result.percentile_ms(99) > 1000 * (39 * SLOW_S - 0.1)
 
 
