@@ -15,7 +15,9 @@ from aiscale.wire.events import Delta, Event, Finished, ToolCallPart
 from apps.inference.tools import Style, Tools, make_call_id
 
 _OPEN, _CLOSE = Style.HERMES.value
-BEGINNING = re.compile(r'\s*\{\s*"name"\s*:\s*"([a-zA-Z0-9_-]{1,64})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+BEGINNING = re.compile(
+    r'\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([a-zA-Z0-9_-]{1,64})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+)
 _BLANK_END = re.compile(r"\s*\Z")
 
 

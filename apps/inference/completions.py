@@ -207,7 +207,7 @@ async def _prepare_for(model: CatalogModel, plan: PlanLimits, request: Completio
     max_tokens = choose_max_tokens(request.max_tokens, len(prompt), model, plan, param=param)
     sampling = make_sampling(request, model, max_tokens)
     if sampling.grammar is not None:
-        await grammars.check(sampling.grammar)
+        await grammars.check(sampling.grammar, request.tools)
     return Prepared(model=model, plan=plan, prompt=prompt, sampling=sampling)
 
 
@@ -283,7 +283,9 @@ def make_sampling(request: CompletionRequest, model: CatalogModel, max_tokens: i
     """Say to the worker how tokens are chosen. Raises: AiscaleError (INVALID_REQUEST for a bias of no token)."""
     reader, tools = prompts.get_reader(model), request.tools
     vocab_size, style = reader.manifest.vocab_size, None if tools is None else reader.style
-    grammar = None if tools is None or style is None else make_grammar(tools, style, reader.find_token)
+    keeps_control_tokens = style is not None and any(mark in reader.specials for mark in style.value)
+    controls = [reader.added[token] for token in reader.specials] if keeps_control_tokens else []
+    grammar = None if tools is None or style is None else make_grammar(tools, style, reader.find_token, controls)
     for token_id in request.logit_bias:
         if not 0 <= token_id < vocab_size:
             raise AiscaleError(
@@ -306,7 +308,7 @@ def make_sampling(request: CompletionRequest, model: CatalogModel, max_tokens: i
         n=request.n,
         top_logprobs=request.top_logprobs,
         grammar=request.grammar or grammar,
-        keep_control_tokens=style is not None and any(mark in reader.specials for mark in style.value),
+        keep_control_tokens=keeps_control_tokens,
     )
 
 

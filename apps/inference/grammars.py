@@ -9,7 +9,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire.jobs import Grammar
-from apps.inference.tool_grammars import mask_tokens
+from apps.inference.tool_grammars import list_schemas, mask_tokens
+from apps.inference.tools import Tools
 
 MAX_SCHEMA_BYTES = 64 << 10
 MAX_SCHEMA_DEPTH = 32
@@ -41,15 +42,26 @@ def describe(grammar: Grammar) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
-async def check(grammar: Grammar) -> None:
-    """Raise: AiscaleError (INVALID_REQUEST) for a schema that cannot be followed. I/O: none; a thread, the first time."""
+async def check(grammar: Grammar, tools: Tools | None = None) -> None:
+    """Raise: AiscaleError (INVALID_REQUEST) for a schema that cannot be followed, ``tools`` being what a grammar of calls was made of.
+
+    I/O: none; a thread.
+    """
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
-            problem = await asyncio.to_thread(_find_problem, grammar.kind, grammar.source)
+            name, problem = await asyncio.to_thread(_find_first_problem, grammar, tools)
     except TimeoutError:
         raise _refuse("it takes too long to read", grammar.kind) from None
     if problem:
-        raise _refuse(problem, grammar.kind)
+        raise _refuse(problem, grammar.kind, name)
+
+
+def _find_first_problem(grammar: Grammar, tools: Tools | None) -> tuple[str, str]:
+    """Return a tool's name, where it is of one, and the problem. A call that cannot be made shows only when it is begun: each is tried."""
+    for name, schema in [] if tools is None else list_schemas(tools):
+        if problem := _find_problem(schema.kind, schema.source):
+            return name, problem
+    return "", _find_problem(grammar.kind, grammar.source)
 
 
 @lru_cache(maxsize=256)
@@ -85,9 +97,10 @@ def _depth(value: Any) -> int:
     return deepest
 
 
-def _refuse(problem: str, kind: str = "json_schema") -> AiscaleError:
+def _refuse(problem: str, kind: str = "json_schema", tool: str = "") -> AiscaleError:
     whose = "response_format" if kind == "json_schema" else "tools"
     what = "The schema of response_format" if kind == "json_schema" else "The parameters of the tools"
+    what = f"The parameters of the tool {tool!r}" if tool else what
     return AiscaleError(
         Code.INVALID_REQUEST, f"{what} cannot be followed: {' '.join(problem.split()).rstrip('.')}.", param=whose
     )

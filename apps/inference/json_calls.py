@@ -21,8 +21,9 @@ _BLANK, _BETWEEN = re.compile(r"\s*"), re.compile(r"[\s;,]*")
 class CallObject:
     """Read one JSON object that may be a call, from its first brace on."""
 
-    def __init__(self, names: set[str], index: int) -> None:
-        self._names, self._index = names, index
+    def __init__(self, names: set[str], index: int, are_bound: bool) -> None:
+        """``are_bound``: one that is written in no way that a grammar would write it is none."""
+        self._names, self._index, self._are_bound = names, index, are_bound
         self._whole = ObjectEnd()
         self._arguments: ObjectEnd | None = None
         self._are_told = False
@@ -48,7 +49,7 @@ class CallObject:
                 parts.append(ToolCallPart(index=self._index, arguments=piece[:end]))
         if size is None:
             return None
-        if not self.is_call and not self.cannot_be_call():
+        if not self.is_call and not self._are_bound and not self.cannot_be_call():
             call = read_call(self.raw, self._names, self._index) if _ARGUMENTS.search(self.raw) else None
             if call is not None:
                 self.is_call = True
@@ -67,7 +68,7 @@ class LlamaReader:
     """Implement `CallReader`: an answer that is a call from its first letter on, or goes on as one after the mark."""
 
     def __init__(self, tools: Tools) -> None:
-        self._names = {tool.name for tool in tools.tools}
+        self._names, self._are_bound = {tool.name for tool in tools.tools}, tools.are_bound
         self._held = ""
         self._may_begin = True
         """Whether a call may begin here: at the beginning, after the mark, after another call."""
@@ -120,7 +121,7 @@ class LlamaReader:
             self._marked, self._held = self._marked + self._held[: found.end()] + _TAG, rest[len(_TAG) :]
         elif rest.startswith("{"):
             self._marked += "" if self.count else self._held[: found.end()]
-            self._object, self._held = CallObject(self._names, self.count), rest
+            self._object, self._held = CallObject(self._names, self.count, self._are_bound), rest
         else:
             self._may_begin = False
             said.append(self._marked)
@@ -142,7 +143,7 @@ class MistralReader:
     """Implement `CallReader`: a list of calls follows the mark, or a name and its arguments."""
 
     def __init__(self, tools: Tools) -> None:
-        self._names = {tool.name for tool in tools.tools}
+        self._names, self._are_bound = {tool.name for tool in tools.tools}, tools.are_bound
         self._held = ""
         self._is_marked = self._is_list = False
         self._object: CallObject | None = None
@@ -207,7 +208,7 @@ class MistralReader:
         if not rest:
             return False
         if rest[0] == "{":
-            self._object, self._held = CallObject(self._names, self.count), rest
+            self._object, self._held = CallObject(self._names, self.count, self._are_bound), rest
             return True
         # the end of the list, or what is none
         self._is_marked = self._is_list = False

@@ -43,7 +43,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     parameters: dict[str, Any] | None = None
     strict: bool = False
-    """Whether arguments must follow the schema though the model may choose; of a call that must be made they always do."""
+    """Whether arguments must follow the schema though the model may choose to call; of a call that must be made they always do."""
 
     def describe(self) -> dict[str, Any]:
         """Return it in OpenAI's words, which templates read too."""
@@ -62,6 +62,11 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     must_call: bool = False
     only: str = ""
     parallel: bool = True
+
+    @property
+    def are_bound(self) -> bool:
+        """Whether a grammar keeps our own models to calls as it writes them (`apps.inference.tool_grammars`)."""
+        return self.must_call or any(tool.strict for tool in self.tools)
 
     def list_allowed(self) -> list[Tool]:
         return [tool for tool in self.tools if not self.only or tool.name == self.only]

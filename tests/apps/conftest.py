@@ -67,8 +67,10 @@ def cast(transactional_db: None, redis_url: str, served_models_dir: Path) -> Ite
 
 
 @contextmanager
-def run_worker(redis_url: str, *, step_ms: int = 20, slots: int = 16) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a Celery inference worker with the fake runner."""
+def run_worker(
+    redis_url: str, *, step_ms: int = 20, slots: int = 16, runner: str = "fake"
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Celery inference worker, with the fake runner where no other is named."""
     queues = "model.smollm2-135m-instruct,model.all-minilm-l6-v2,model.moderation"
     command = [
         sys.executable,
@@ -84,7 +86,7 @@ def run_worker(redis_url: str, *, step_ms: int = 20, slots: int = 16) -> Iterato
         "-Q",
         queues,
     ]
-    settings = {"AISCALE_ENGINE_RUNNER": "fake", "AISCALE_FAKE_STEP_MS": str(step_ms), "REDIS_URL": redis_url}
+    settings = {"AISCALE_ENGINE_RUNNER": runner, "AISCALE_FAKE_STEP_MS": str(step_ms), "REDIS_URL": redis_url}
     settings["AISCALE_ENGINE_SLOTS"] = str(slots)
     options = ["--without-gossip", "--without-mingle", "--loglevel", "error"]
     process = subprocess.Popen([*command, *options], cwd=ROOT, env={**os.environ, **settings})
