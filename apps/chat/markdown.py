@@ -11,6 +11,7 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
+from apps.chat import formulas
 from apps.chat.highlight import colour
 
 
@@ -58,6 +59,7 @@ _parser = (
     .enable(["table", "strikethrough"])
     .disable("image")
 )
+formulas.read_formulas(_parser)
 
 
 def render(text: str) -> str:
@@ -96,13 +98,14 @@ class StreamRenderer:
 
 
 def _ends_a_block(tail: str) -> bool:
-    """Tell whether what comes next begins a block: after a blank line, or after a code fence was closed."""
-    return tail.endswith("\n\n") or (tail.endswith("\n") and tail.startswith(_FENCES) and not _is_open_fence(tail))
+    """Tell whether what comes next begins a block: after a blank line, or after code or a formula was closed."""
+    begins = (*_FENCES, *formulas.OPENINGS)
+    return tail.endswith("\n\n") or (tail.endswith("\n") and tail.startswith(begins) and not _is_open_fence(tail))
 
 
 def _is_open_fence(tail: str) -> bool:
-    """Tell whether the text is code whose fence is not closed: however long it grows, there is nothing to parse."""
+    """Tell whether the text is code or a formula that is not closed: however long it grows, there is nothing to parse."""
     if not tail.startswith(_FENCES):
-        return False
+        return formulas.is_open(tail)
     mark = tail[: len(tail) - len(tail.lstrip(tail[0]))]
     return f"\n{mark}" not in tail

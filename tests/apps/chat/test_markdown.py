@@ -1,6 +1,7 @@
 """What models write is shown as markdown, and can do nothing."""
 
 import re
+import time
 from html import escape
 
 import pytest
@@ -42,6 +43,40 @@ def test_shows_what_people_expect() -> None:
     assert "<h1>Title</h1>" in html and "<strong>two</strong>" in html and "<table" in html
     assert "<span>python</span>" in html and "x = 1 &lt; 2" in read_text(html) and "data-copy-code" in html
     assert 'rel="noopener noreferrer nofollow"' in html and 'target="_blank"' in html
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        (r"so \(a_1 * b_2 * c\).", r'<p>so <code class="formula">\(a_1 * b_2 * c\)</code>.</p>'),
+        ("so $x_1$, $$y_1$$", '<p>so <code class="formula">$x_1$</code>, <code class="formula">$$y_1$$</code></p>'),
+        ("$5 and $10, or $5-$10", "<p>$5 and $10, or $5-$10</p>"),
+        (r"\$x\$ and `$x$`", "<p>$x$ and <code>$x$</code></p>"),
+        ("$<b>$", '<p><code class="formula">$&lt;b&gt;$</code></p>'),
+        (
+            "so\n$$\na\n\n= b\n- c\n$$\n",
+            '<p>so</p>\n<pre class="formula" tabindex="0"><code>$$\na\n\n= b\n- c\n$$</code></pre>',
+        ),
+        ("\\[\nx\n\\]", '<pre class="formula" tabindex="0"><code>\\[\nx\n\\]</code></pre>'),
+        ("$$ and *so* on", "<p>$$ and <em>so</em> on</p>"),
+        ("$$x$$ is *so*", '<p><code class="formula">$$x$$</code> is <em>so</em></p>'),
+    ],
+)
+def test_formulas_are_shown_as_they_were_written(text: str, html: str) -> None:
+    assert render(text).strip() == html
+
+
+@pytest.mark.parametrize("piece", ["\\(", "\\[", "$$", "$a", "\\[\n", "$$\n", "\\[\n\n"])
+def test_formulas_that_never_close_take_no_time_to_speak_of(piece: str) -> None:
+    began = time.process_time()
+    render(piece * (20_000 // len(piece)))
+    assert time.process_time() - began < 5
+
+
+def test_a_formula_appears_once_it_is_closed() -> None:
+    page = StreamRenderer()
+    assert [page.add(piece) for piece in ("$$\n", "a\n", "\n", "= b\n", "$$\n")] == [""] * 5
+    assert page.add("So").count("<pre") == 1 and page.tail == "So"
 
 
 def test_a_stream_shows_blocks_when_they_close() -> None:
