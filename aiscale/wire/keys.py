@@ -85,6 +85,9 @@ REPLIES_TTL_S = 120
 CONTROL_CHANNEL = PREFIX + "control"
 """Pub/sub: encoded `Control`. Anyone may order; what must not be missed is also in a key (KILLED, the job's record)."""
 
+CHAT_NEWS = PREFIX + "chat:news"
+"""Pub/sub: encoded `apps.chat.news.News`: what happened in one of a person's pages, for their others. What is missed is asked for."""
+
 KILLED = PREFIX + "killed"
 """Hash: scope -> order (see ``aiscale.wire.scopes``). Written by spend.killswitch alone; no TTL. The field
 `KILLED_LOADED` is always in it: without it the gate knows that the hash was lost, and lets nobody pass before it is rebuilt."""

@@ -1,6 +1,6 @@
 """Keep conversations, and stream answers to browsers over WebSockets.
 
-Owns:        tables Conversation and Message
+Owns:        tables Conversation and Message; the Redis channel of news between a person's pages
 Enter at:    routing.websocket_application, urls, transcripts.run, departures.run, `manage.py settle`
 May import:  apps.inference, apps.spend, apps.accounts, aiscale.*
 Invariant:   a message is in Postgres before its answer is asked for; its answer is written once, by transcripts, however the
@@ -8,5 +8,5 @@ Invariant:   a message is in Postgres before its answer is asked for; its answer
              a message that is asked anew is kept, and no longer part of the talk;
              it is paid by the organization that it was begun in, as long as its user is a member
 Hot path:    SQL to begin a turn, none for a token
-If it fails: the page says why; a browser that comes back goes on where the answer is
+If it fails: the page says why; a browser that comes back goes on where the answer is; without Redis, pages do not hear of each other
 """

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 from typing import Any
 
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -11,8 +12,20 @@ from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
 from apps.accounts import active_organization
 from apps.accounts.callers import on_thread
-from apps.chat import answers, frames, turns
-from apps.chat.frames import MAX_FRAME_BYTES, Ping, Resume, Retry, Send, Stop, read_frame, write_error, write_frame
+from apps.chat import answers, frames, news, turns
+from apps.chat.frames import (
+    MAX_FRAME_BYTES,
+    Ping,
+    Resume,
+    Retry,
+    Send,
+    Stop,
+    Watch,
+    read_frame,
+    write_error,
+    write_frame,
+)
+from apps.chat.news import News
 from apps.inference import queue
 
 log = logging.getLogger(__name__)
@@ -36,8 +49,16 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.close(code=NO_SESSION)
             return
         self._user_id: str = user.public_id
+        self._page_id, self._watched, self._last_id = secrets.token_hex(8), "", ""
+        self._heard: set[asyncio.Task[None]] = set()
+        self._one_by_one = asyncio.Lock()
+        news.get_board().add(self._user_id, self._hear)
 
     async def disconnect(self, code: int) -> None:
+        if hasattr(self, "_user_id"):
+            news.get_board().remove(self._user_id, self._hear)
+            for task in self._heard:
+                task.cancel()
         for task in self._streams.values():
             task.cancel()
 
@@ -72,6 +93,8 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self._stop(frame.message_id)
         elif isinstance(frame, Resume):
             await self._resume(frame.message_id)
+        elif isinstance(frame, Watch):
+            await self._watch(frame)
 
     def _has_session(self) -> bool:
         """Tell whether the browser is still logged in: a log-out in another tab ends this one, too. I/O: one SQL statement."""
@@ -92,21 +115,21 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
                 frame.organization_id or self.scope["session"].get(active_organization.SESSION_KEY),
                 frame.replaces,
             )
-        await self.send(
-            write_frame(
-                "turn",
-                client_id=frame.client_id,
-                conversation_id=turn.conversation_id,
-                title=turn.title,
-                question_id=turn.question_id,
-                message_id=turn.answer_id,
-                replaced=turn.replaced,
-            )
-        )
+        self._watched, self._last_id = turn.conversation_id, turn.answer_id
+        await self.send(_write_turn(turn, client_id=frame.client_id))
         if turn.repeated:
             await self._resume(turn.answer_id)
-        else:
-            self._stream(turn.answer_id, answers.stream_new(turn, self._user_id, self._tell))
+            return
+        self._stream(turn.answer_id, answers.stream_new(turn, self._user_id, self._tell))
+        await news.tell(
+            News(
+                kind="turn",
+                user_id=self._user_id,
+                conversation_id=turn.conversation_id,
+                message_id=turn.answer_id,
+                origin=self._page_id,
+            )
+        )
 
     async def _stop(self, message_id: str) -> None:
         answer = await on_thread(lambda: turns.find_answer(self._user_id, message_id))
@@ -127,6 +150,62 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             raise _not_found()
         self._stream(message_id, answers.stream_known(answer, self._tell))
 
+    async def _watch(self, frame: Watch) -> None:
+        self._watched, self._last_id = frame.conversation_id or "", frame.last_id or ""
+        if not await self._check_watched():
+            raise _not_found("conversation")
+
+    async def _check_watched(self) -> bool:
+        """Tell the page when its conversation has another last message; False: there is none. I/O: one SQL statement."""
+        if not self._watched:
+            return True
+        found = await on_thread(lambda: turns.find_last(self._user_id, self._watched))
+        if found is not None and found != self._last_id:
+            await self.send(write_frame("changed", conversation_id=self._watched))
+        return found is not None
+
+    def _hear(self, what: News | None) -> None:
+        if what is None or what.origin != self._page_id:
+            task = asyncio.create_task(self._take_up(what))
+            self._heard.add(task)
+            task.add_done_callback(self._heard.discard)
+
+    async def _take_up(self, what: News | None) -> None:
+        """Tell the page what another one of the same person did. I/O: SQL."""
+        try:
+            async with self._one_by_one:
+                if not await on_thread(self._has_session):
+                    await self.close(code=NO_SESSION)
+                elif what is None:
+                    if not await self._check_watched():
+                        await self.send(write_frame("deleted", conversation_id=self._watched))
+                elif what.kind == "deleted":
+                    await self.send(write_frame("deleted", conversation_id=what.conversation_id))
+                else:
+                    await self._follow(what)
+        except (AiscaleError, *redis_clients.UNAVAILABLE, DatabaseError) as error:
+            log.warning("a page does not hear of a %s: %s", what.kind if what else "missed one", error)
+
+    async def _follow(self, what: News) -> None:
+        if what.kind == "turn" and what.conversation_id == self._watched:
+            turn = await on_thread(lambda: turns.find_turn(self._user_id, what.message_id))
+            if turn is not None:
+                self._last_id = turn.answer_id
+                await self.send(_write_turn(turn, text=turn.text))
+                await self._resume(turn.answer_id)
+        found = await on_thread(lambda: turns.find_conversation(self._user_id, what.conversation_id))
+        if found is not None:
+            organization_id, title = found
+            await self.send(
+                write_frame(
+                    "conversation",
+                    conversation_id=what.conversation_id,
+                    organization_id=organization_id,
+                    title=title,
+                    used=what.kind == "turn",
+                )
+            )
+
     async def _tell(self, text: str) -> None:
         await self.scope[STRAIGHT]({"type": "websocket.send", "text": text})
 
@@ -142,5 +221,17 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         self._streams[message_id] = asyncio.create_task(work)
 
 
-def _not_found() -> AiscaleError:
-    return AiscaleError(Code.NOT_FOUND, "This message does not exist.", param="message_id")
+def _write_turn(turn: turns.Turn, **more: str) -> str:
+    return write_frame(
+        "turn",
+        conversation_id=turn.conversation_id,
+        title=turn.title,
+        question_id=turn.question_id,
+        message_id=turn.answer_id,
+        replaced=turn.replaced,
+        **more,
+    )
+
+
+def _not_found(what: str = "message") -> AiscaleError:
+    return AiscaleError(Code.NOT_FOUND, f"This {what} does not exist.", param=f"{what}_id")

@@ -45,11 +45,19 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True, tag="resume", tag_field=
     message_id: str
 
 
+class Watch(msgspec.Struct, frozen=True, kw_only=True, tag="watch", tag_field="type", forbid_unknown_fields=True):
+    """Say what the page shows: a conversation up to its message ``last_id``, or (None) none yet. It is told when there is more, now and
+    from now on."""
+
+    conversation_id: str | None = None
+    last_id: str | None = None
+
+
 class Ping(msgspec.Struct, frozen=True, kw_only=True, tag="ping", tag_field="type", forbid_unknown_fields=True):
     """Ask whether the connection lives."""
 
 
-ClientFrame = Send | Retry | Stop | Resume | Ping
+ClientFrame = Send | Retry | Stop | Resume | Watch | Ping
 _decoder = msgspec.json.Decoder(ClientFrame)
 _encoder = msgspec.json.Encoder()
 
@@ -62,7 +70,7 @@ def read_frame(text: str) -> ClientFrame:
         raise AiscaleError(Code.INVALID_REQUEST, f"This frame is not understood: {error}.") from error
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise AiscaleError(Code.INVALID_JSON, "A frame must be a JSON object.") from error
-    names = ("client_id", "conversation_id", "organization_id", "message_id", "replaces")
+    names = ("client_id", "conversation_id", "organization_id", "message_id", "replaces", "last_id")
     ids = [getattr(frame, name, None) or "" for name in names]
     if any("\x00" in each for each in ids):
         raise AiscaleError(Code.INVALID_REQUEST, "An id holds a NUL character. Send the ids that the server gave you.")
@@ -76,7 +84,12 @@ def write_frame(kind: str, **values: Any) -> str:
 
 
 def write_error(error: AiscaleError, **values: Any) -> str:
-    """Tell a refusal: code, sentence, and when to try again."""
+    """Tell a refusal: code, sentence, what it is about, and when to try again."""
     return write_frame(
-        "error", code=error.code.value, message=error.message, retry_after_s=error.retry_after_s, **values
+        "error",
+        code=error.code.value,
+        message=error.message,
+        param=error.param,
+        retry_after_s=error.retry_after_s,
+        **values,
     )

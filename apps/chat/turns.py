@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 from django.db import IntegrityError, transaction
+from django.db.models import OuterRef, Subquery, Value
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from aiscale.db import make_public_id
@@ -140,6 +142,39 @@ def find_answer(user_id: str, message_id: str) -> Message | None:
         conversation__deleted_at=None,
         conversation__organization__memberships__user__public_id=user_id,
     ).first()
+
+
+def find_turn(user_id: str, answer_id: str) -> Turn | None:
+    """Return the turn that a user's own answer ends. I/O: up to four SQL statements."""
+    answer = find_answer(user_id, answer_id)
+    if answer is None:
+        return None
+    said = answer.conversation.messages
+    question = said.filter(role=Message.Role.USER, position__lt=answer.position).order_by("-position").first()
+    if question is None:
+        return None
+    # its question stands in their place, or, tried again, the answer alone does
+    places = (question.position, answer.position)
+    replaced = tuple(said.filter(replaced_by__in=places).order_by("position").values_list("public_id", flat=True))
+    return _describe(answer.conversation, question, answer, repeated=True, replaced=replaced)
+
+
+def find_last(user_id: str, conversation_id: str) -> str | None:
+    """Return the id of the last message of a user's own conversation ('' when it is empty); None when there is no such conversation.
+
+    I/O: one SQL statement.
+    """
+    standing = Message.objects.filter(conversation=OuterRef("pk"), replaced_by=None).order_by("-position")
+    own = Conversation.objects.filter(public_id=conversation_id, user__public_id=user_id, deleted_at=None)
+    own = own.filter(organization__memberships__user__public_id=user_id)
+    found = own.values_list(Coalesce(Subquery(standing.values("public_id")[:1]), Value("")), flat=True).first()
+    return None if found is None else str(found)
+
+
+def find_conversation(user_id: str, conversation_id: str) -> tuple[str, str] | None:
+    """Return the organization's id and the title of a user's own conversation. I/O: one SQL statement."""
+    own = Conversation.objects.filter(public_id=conversation_id, user__public_id=user_id, deleted_at=None)
+    return own.values_list("organization__public_id", "title").first()
 
 
 def _begin(

@@ -1,6 +1,6 @@
 """Show the chat's pages. Everything that moves in them comes over the WebSocket."""
 
-from typing import Any
+from typing import Any, Literal
 
 from asgiref.sync import async_to_sync
 from django.contrib import messages
@@ -18,8 +18,9 @@ from django.views.decorators.http import require_http_methods, require_POST
 from apps.accounts import active_organization, callers, roles
 from apps.accounts.models import User
 from apps.accounts.roles import Right
-from apps.chat import exports, markdown
+from apps.chat import exports, markdown, news
 from apps.chat.models import Conversation, Message
+from apps.chat.news import News
 from apps.chat.turns import MAX_TEXT_CHARS, TITLE_CHARS
 from apps.inference.models import Model
 from apps.spend import usage
@@ -84,6 +85,7 @@ def rename(request: HttpRequest, conversation_id: str) -> HttpResponse:
     if title:
         conversation.title = title
         conversation.save(update_fields=["title", "updated_at"])
+        _tell_pages(request, "renamed", conversation)
     else:
         messages.error(request, "A conversation needs a name.")
     return _go_back(request) or redirect("chat:conversation", conversation.public_id)
@@ -98,9 +100,15 @@ def delete(request: HttpRequest, conversation_id: str) -> HttpResponse:
         conversation.messages.all().delete()
         conversation.title, conversation.deleted_at = "", timezone.now()
         conversation.save(update_fields=["title", "deleted_at", "updated_at"])
+    _tell_pages(request, "deleted", conversation)
     messages.success(request, "The conversation is deleted.")
     back = _go_back(request)
     return redirect("chat:home") if back is None or conversation.public_id in request.POST["next"] else back
+
+
+def _tell_pages(request: HttpRequest, kind: Literal["renamed", "deleted"], conversation: Conversation) -> None:
+    user_id, conversation_id = _user(request).public_id, conversation.public_id
+    news.tell_from_thread(News(kind=kind, user_id=user_id, conversation_id=conversation_id))
 
 
 def _go_back(request: HttpRequest) -> HttpResponse | None:

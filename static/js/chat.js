@@ -97,6 +97,9 @@ const handlers = {
     if (unsent && unsent.frame.client_id === frame.client_id) {
       if (unsent.article) unsent.article.id = frame.question_id;
       unsent = null;
+    } else if (frame.text !== undefined && !byId(frame.question_id)) {
+      // asked on another page of the same person
+      part(addMessage("user", frame.question_id), "body").textContent = frame.text;
     }
     openConversation(frame);
     frame.replaced.forEach((id) => byId(id)?.remove());
@@ -131,7 +134,20 @@ const handlers = {
     if (status === "stopped") setNote(answer, "You stopped this answer.");
     else if (error) setNote(answer, error.message, true);
     announcer.textContent = error ? error.message : part(answer, "done").textContent;
-    text.focus({ preventScroll: true });
+    // whoever is somewhere else by now stays there
+    if ([document.body, stopButton].includes(document.activeElement)) text.focus({ preventScroll: true });
+  },
+  conversation({ conversation_id, organization_id, title, used }) {
+    if (organization_id !== thread.dataset.organization) return;
+    if (conversation_id === conversationId) showTitle(title);
+    sidebar.showConversation(conversation_id, title, used);
+  },
+  changed({ conversation_id }) {
+    isStale = conversation_id === conversationId;
+  },
+  deleted({ conversation_id }) {
+    sidebar.dropConversation(conversation_id);
+    if (conversation_id === conversationId) closeConversation();
   },
   interrupted({ message_id }) {
     // the server lost sight of it for a moment: ask again
@@ -145,26 +161,79 @@ const handlers = {
       unsent = null;
       byId("empty").hidden = thread.querySelector(".message") !== null;
       resize();
+    } else if (frame.code === "not_found" && frame.param === "conversation_id") {
+      // what the page watches is gone
+      closeConversation();
+      return;
     }
     showNotice(frame.message);
   },
   pong() {},
 };
 
-function openConversation({ conversation_id, title }) {
+function showTitle(title) {
   document.title = `${title} · aiscale`;
   byId("chat-title").textContent = byId("new-title").value = title;
-  if (conversationId === conversation_id) {
-    sidebar.retitle(conversation_id, title);
-    return;
-  }
+}
+
+function openConversation({ conversation_id, title }) {
+  showTitle(title);
+  sidebar.showConversation(conversation_id, title, true);
+  if (conversationId === conversation_id) return;
   conversationId = conversation_id;
   history.replaceState(null, "", `/c/${conversation_id}/`);
   byId("rename-form").action = `/c/${conversation_id}/rename/`;
   byId("delete-form").action = `/c/${conversation_id}/delete/`;
   document.querySelectorAll("[data-export]").forEach((link) => { link.href = `/c/${conversation_id}/export/?format=${link.dataset.export}`; });
   byId("chat-menu").hidden = false;
-  sidebar.addConversation(conversation_id, title);
+  sidebar.markCurrent(conversation_id);
+}
+
+function closeConversation() {
+  conversationId = null;
+  messages().forEach((article) => article.remove());
+  history.replaceState(null, "", "/");
+  showTitle("New chat");
+  byId("chat-menu").hidden = true;
+  byId("empty").hidden = unsent !== null;
+  showNotice("This conversation was deleted in another window. What you write now begins a new one.");
+}
+
+// --- other pages of the same person: they tell what they do, and what was missed meanwhile is read again -----------------
+
+let isStale = false;
+const messages = () => [...thread.querySelectorAll(":scope > .message")];
+const isIdle = () => !unsent && !pending().length && !thread.querySelector(".editing");
+
+function watch() {
+  // a page of earlier messages shows no end that could grow
+  const isWhole = !new URLSearchParams(location.search).has("before");
+  const last = messages().filter((article) => article.id).at(-1);
+  socket.send({ type: "watch", conversation_id: isWhole ? conversationId : null, last_id: last?.id ?? "" });
+}
+
+async function refresh() {
+  isStale = false;
+  let page;
+  try {
+    const response = await fetch(location.href);
+    if (!response.ok || response.redirected) return;
+    page = new DOMParser().parseFromString(await response.text(), "text/html");
+  } catch {
+    isStale = true;
+    return;
+  }
+  const fresh = page.getElementById("thread");
+  if (!isIdle() || fresh?.dataset.conversation !== conversationId) return;
+  thread.querySelectorAll(":scope > .message, :scope > .earlier").forEach((old) => old.remove());
+  const all = [...fresh.querySelectorAll(":scope > .message, :scope > .earlier")];
+  thread.prepend(...all);
+  messages().forEach(dress);
+  showTitle(page.getElementById("chat-title").textContent);
+  pending().forEach((answer) => socket.send({ type: "resume", message_id: answer.id }));
+  watch();
+  showBusy();
+  follow();
 }
 
 function showNotice(words) {
@@ -177,6 +246,7 @@ const socket = new ChatSocket({
     handlers[frame.type]?.(frame);
     showBusy();
     follow();
+    if (isStale && isIdle()) refresh();
   },
   onState(now) {
     state.textContent = now === "open" ? "" : "Reconnecting …";
@@ -185,6 +255,7 @@ const socket = new ChatSocket({
       showNotice("You are logged out. Reload the page to log in again; what you wrote here is kept until you do.");
     }
     if (now === "open") {
+      watch();
       if (unsent) socket.send(unsent.frame);
       pending().forEach((answer) => socket.send({ type: "resume", message_id: answer.id }));
     }

@@ -1,6 +1,6 @@
 // The list of conversations: a drawer on small screens, and a dialog to rename or delete one.
 const byId = (id) => document.getElementById(id);
-const shell = byId("shell"), dialog = byId("manage");
+const shell = byId("shell"), dialog = byId("manage"), list = byId("conversation-list");
 
 export const isOpen = () => shell.classList.contains("open");
 
@@ -11,26 +11,36 @@ export function show(open) {
   (open ? byId("close-sidebar") : byId("open-sidebar")).focus();
 }
 
-export function addConversation(id, title) {
-  const item = byId("conversation-template").content.firstElementChild.cloneNode(true);
-  const link = item.querySelector("a"), button = item.querySelector("button");
-  link.href = `/c/${id}/`;
-  link.textContent = title;
-  link.setAttribute("aria-current", "page");
-  button.dataset.manage = id;
-  button.setAttribute("aria-label", `Rename or delete ${title}`);
-  byId("conversation-list").prepend(item);
+const find = (id) => list.querySelector(`[data-manage="${CSS.escape(id)}"]`)?.parentElement;
+
+// Show a conversation's title; one that was used just now stands first, and is added when it is not there yet.
+export function showConversation(id, title, used) {
+  let item = find(id);
+  if (!item) {
+    if (!used) return;
+    item = byId("conversation-template").content.firstElementChild.cloneNode(true);
+    item.querySelector("a").href = `/c/${id}/`;
+    item.querySelector("button").dataset.manage = id;
+  }
+  item.querySelector("a").textContent = title;
+  item.querySelector("button").setAttribute("aria-label", `Rename or delete ${title}`);
+  // moved only when it must be: an element that moves loses the focus
+  if (used && list.firstElementChild !== item) list.prepend(item);
 }
 
-export function retitle(id, title) {
-  const button = document.querySelector(`[data-manage="${CSS.escape(id)}"]`);
-  if (button) button.parentElement.querySelector("a").textContent = title;
+export function markCurrent(id) {
+  list.querySelector("[aria-current]")?.removeAttribute("aria-current");
+  find(id)?.querySelector("a").setAttribute("aria-current", "page");
+}
+
+export function dropConversation(id) {
+  find(id)?.remove();
 }
 
 byId("open-sidebar").addEventListener("click", () => show(true));
 byId("close-sidebar").addEventListener("click", () => show(false));
 byId("veil").addEventListener("click", () => show(false));
-byId("conversation-list").addEventListener("click", (event) => {
+list.addEventListener("click", (event) => {
   const button = event.target.closest("[data-manage]");
   if (!button) return;
   const id = button.dataset.manage;

@@ -121,6 +121,44 @@ def test_a_second_turn_and_another_ones_conversation(page: Page, browser: Browse
     stranger.context.close()
 
 
+def test_two_windows_follow_each_other(page: Page, healthy: Stack) -> None:
+    sign_up(page, "fay")
+    ask(page, "What is the capital of France?")
+    expect(page.locator('.message.assistant[data-status="complete"]')).to_have_count(1)
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.get_by_label("Your message").fill("half a thought")
+    ask(page, STORY)
+    # the question and its answer appear, in mid-answer, and may be stopped from here
+    expect(other.locator(".message.user").last).to_have_text(STORY + "Edit")
+    expect(other.locator(".message.assistant").last.locator(".body")).not_to_be_empty()
+    other.get_by_role("button", name="Stop").click()
+    for each in (page, other):
+        expect(each.locator(".message.assistant").last).to_have_attribute("data-status", "stopped")
+        expect(each.locator(".message")).to_have_count(4)
+    expect(other.get_by_label("Your message")).to_have_value("half a thought")
+    ends = [each.locator(".message.assistant").last.locator(".done").inner_text() for each in (page, other)]
+    assert ends[0] == ends[1]
+    # what happens while a window is elsewhere is there when it comes back
+    other.goto(f"{healthy.base_url}/accounts/keys/")
+    page.get_by_role("button", name="Try again").click()
+    other.go_back()
+    expect(other.locator(".message")).to_have_count(4)
+    page.get_by_role("button", name="Stop").click()
+    expect(other.locator(".message.assistant").last).to_have_attribute("data-status", "stopped")
+    # a name, and an end
+    other.get_by_label("Rename, save or delete").click()
+    other.get_by_label("Name", exact=True).first.fill("Of dragons")
+    other.get_by_role("button", name="Rename", exact=True).first.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Of dragons")
+    other.on("dialog", lambda dialog: dialog.accept())
+    other.get_by_label("Rename, save or delete").click()
+    other.get_by_role("button", name="Delete", exact=True).first.click()
+    expect(page.locator(".message")).to_have_count(0)
+    expect(page.get_by_role("alert")).to_contain_text("deleted in another window")
+    expect(page.get_by_role("navigation", name="Your conversations").locator("li")).to_have_count(0)
+
+
 def test_heals_when_the_web_process_dies(page: Page, healthy: Stack) -> None:
     sign_up(page, "cyd")
     ask(page, STORY)

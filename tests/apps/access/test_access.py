@@ -34,6 +34,8 @@ FRAMES = [
     ("stop", "message-of-removed"),
     ("resume", "message"),
     ("resume", "message-of-removed"),
+    ("watch", "conversation"),
+    ("watch", "conversation-of-removed"),
     ("ping", "alive"),
 ]
 """What is sent: a frame, and what of Acme it names. The conversation and the message are the member's."""

@@ -132,6 +132,8 @@ async def test_another_sites_page_is_refused(cast: Cast, origin: str) -> None:
         (json.dumps({"type": "resume", "message_id": "msg\x00"}), "invalid_request"),
         (json.dumps(ask(conversation_id="conv\x00")), "invalid_request"),
         (json.dumps(ask(client_id="c\x00")), "invalid_request"),
+        ('{"type": "watch", "conversation_id": 7}', "invalid_request"),
+        ('{"type": "watch", "conversation_id": "c\\u0000"}', "invalid_request"),
     ],
 )
 async def test_bad_frames_are_answered_and_the_socket_stays(cast: Cast, frame: str, code: str) -> None:
