@@ -95,7 +95,10 @@ jump.addEventListener("click", () => { following = true; follow(); text.focus();
 const handlers = {
   turn(frame) {
     if (unsent && unsent.frame.client_id === frame.client_id) {
-      if (unsent.article) unsent.article.id = frame.question_id;
+      if (unsent.article) {
+        unsent.article.id = frame.question_id;
+        delete unsent.article.dataset.unsent;
+      }
       unsent = null;
     } else if (frame.text !== undefined && !byId(frame.question_id)) {
       // asked on another page of the same person
@@ -241,17 +244,26 @@ function showNotice(words) {
   notice.hidden = !words;
 }
 
+const SLOW_MS = 700;
+const STATES = { closed: "Reconnecting …", offline: "Offline", open: "", "logged-out": "" };
+let connection = "open";
+function showState() {
+  const isSlow = unsent && Date.now() - unsent.since >= SLOW_MS;
+  state.textContent = STATES[connection] || (isSlow ? "Sending …" : "");
+}
+
 const socket = new ChatSocket({
   onFrame(frame) {
     handlers[frame.type]?.(frame);
     showBusy();
+    showState();
     follow();
     if (isStale && isIdle()) refresh();
   },
   onState(now) {
-    state.textContent = now === "open" ? "" : "Reconnecting …";
+    connection = now;
+    showState();
     if (now === "logged-out") {
-      state.textContent = "";
       showNotice("You are logged out. Reload the page to log in again; what you wrote here is kept until you do.");
     }
     if (now === "open") {
@@ -273,9 +285,14 @@ const isReady = () => !text.disabled && !unsent && !pending().length && Boolean(
 
 function ask(frame, article) {
   showNotice("");
-  unsent = { frame: { ...frame, client_id: newId(), model: byId("model").value }, article };
+  unsent = { frame: { ...frame, client_id: newId(), model: byId("model").value }, article, since: Date.now() };
   // when the socket is away, it is sent as soon as it is back
-  if (socket.isOpen) socket.send(unsent.frame);
+  if (socket.isOpen) {
+    socket.send(unsent.frame);
+    // a connection that died without a word is noticed now, and what it lost is sent again
+    socket.ping();
+  }
+  setTimeout(showState, SLOW_MS);
   following = true;
   showBusy();
   follow();
@@ -292,6 +309,7 @@ function say(words, replaces) {
   if (!words || !isReady() || !fits(words)) return false;
   const article = addMessage("user");
   part(article, "body").textContent = words;
+  article.dataset.unsent = "";
   ask({ type: "send", conversation_id: conversationId, organization_id: thread.dataset.organization, text: words, ...(replaces && { replaces }) }, article);
   return true;
 }

@@ -2,6 +2,7 @@
 const FIRST_PAUSE_MS = 400;
 const LAST_PAUSE_MS = 10000;
 const PING_MS = 25000;
+const CONNECT_MS = 15000;
 const NO_SESSION = 4401;
 
 export class ChatSocket {
@@ -12,7 +13,16 @@ export class ChatSocket {
     this.waiting = [];
     this.open();
     setInterval(() => this.ping(), PING_MS);
-    window.addEventListener("online", () => this.reopenNow());
+    window.addEventListener("offline", () => this.onState("offline"));
+    window.addEventListener("online", () => {
+      if (!this.isOpen) {
+        this.reopenNow();
+        return;
+      }
+      // it may have lived through it
+      this.onState("open");
+      this.ping();
+    });
     document.addEventListener("visibilitychange", () => { if (!document.hidden) this.reopenNow(); });
   }
 
@@ -20,7 +30,10 @@ export class ChatSocket {
     clearTimeout(this.timer);
     const scheme = location.protocol === "https:" ? "wss:" : "ws:";
     const socket = this.socket = new WebSocket(`${scheme}//${location.host}/ws/chat/`);
+    // a connection that is not there by then will hardly come
+    const slow = setTimeout(() => { if (socket.readyState === WebSocket.CONNECTING) socket.close(); }, CONNECT_MS);
     socket.onopen = () => {
+      clearTimeout(slow);
       this.pauseMs = FIRST_PAUSE_MS;
       this.onState("open");
       const waiting = this.waiting;
