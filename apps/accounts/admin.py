@@ -93,6 +93,12 @@ class UserAdmin(RecordsMembers, Audited, Autocompletes, DjangoUserAdmin, ModelAd
         own = ["is_active", "is_staff", "is_superuser"] if obj is not None and obj == request.user else []
         return [*super().get_readonly_fields(request, obj), *own]
 
+    def get_fieldsets(self, request: HttpRequest, obj: User | None = None) -> Any:
+        if obj is None or self.has_change_permission(request, obj):
+            return super().get_fieldsets(request, obj)
+        (name, first), *rest = self.fieldsets
+        return [(name, {"fields": [field for field in first["fields"] if field != "password_page"]}), *rest]
+
     def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
         """A person is shut out by ``is_active``: their usage, and their keys at the gate, must stay known."""
         return False
@@ -263,7 +269,7 @@ class ApiKeyAdmin(Audited, ModelAdmin):  # type: ignore[misc]
     def ending(self, key: ApiKey) -> str:
         return f"…{key.hint}"
 
-    @admin.action(description="Revoke the selected keys")
+    @admin.action(description="Revoke the selected keys", permissions=["change"])
     def revoke_selected(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         count = 0
         for key in queryset.filter(revoked_at=None).select_related("organization", "created_by"):

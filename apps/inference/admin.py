@@ -78,7 +78,7 @@ class CatalogAdmin(ModelAdmin):  # type: ignore[misc]
     list_display = ["slug", "name", "kind", "is_enabled", "prompt_price", "completion_price", "version"]
     list_filter = ["kind", "is_enabled"]
     search_fields = ["slug", "name"]
-    readonly_fields = ["prompt_price", "completion_price", "change_price", "slug", "kind", "version"]
+    readonly_fields = ["prompt_price", "completion_price", "change_price", "list_prices", "slug", "kind", "version"]
     readonly_fields += ["context_tokens", "dimensions", "created_at", "updated_at"]
     fields = [
         "slug",
@@ -88,6 +88,7 @@ class CatalogAdmin(ModelAdmin):  # type: ignore[misc]
         "prompt_price",
         "completion_price",
         "change_price",
+        "list_prices",
         "kind",
         "version",
         "context_tokens",
@@ -109,7 +110,10 @@ class CatalogAdmin(ModelAdmin):  # type: ignore[misc]
         if obj is None:
             return ["slug", "name", "description", "kind", "upstream", "upstream_model", "context_tokens", "dimensions"]
         more = ["upstream", "upstream_model"] if obj.upstream_id else ["fallback"]
-        return [*self.fields[:4], *more, *self.fields[4:]]
+        # where the links lead, not everybody may go
+        wants = {"change_price": "spend.add_price", "list_prices": "spend.view_price"}
+        fields = [name for name in self.fields if name not in wants or request.user.has_perm(wants[name])]
+        return [*fields[:4], *more, *fields[4:]]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
         if obj is None:
@@ -149,16 +153,14 @@ class CatalogAdmin(ModelAdmin):  # type: ignore[misc]
     def completion_price(self, model: Any) -> str:
         return _word(model.completion_nanousd)
 
-    @admin.display(description="prices")
+    @admin.display(description="another price")
     def change_price(self, model: Model) -> str:
-        url = reverse("admin:spend_price_add")
-        listed = reverse("admin:spend_price_changelist")
-        return format_html(
-            '<a href="{0}?model={2}">Change the price</a> or <a href="{1}?model={2}">look at all of them</a>',
-            url,
-            listed,
-            model.slug,
-        )
+        return format_html('<a href="{}?model={}">Change the price</a>', reverse("admin:spend_price_add"), model.slug)
+
+    @admin.display(description="all prices")
+    def list_prices(self, model: Model) -> str:
+        url = reverse("admin:spend_price_changelist")
+        return format_html('<a href="{}?model={}">Look at all of them</a>', url, model.slug)
 
 
 def _word(nanousd_per_token: int | None) -> str:

@@ -113,7 +113,7 @@ class WebhookEndpointAdmin(Autocompletes, ModelAdmin):  # type: ignore[misc]
         for endpoint in queryset.select_related("organization"):
             self.delete_model(request, endpoint)
 
-    @admin.action(description="Send a test message")
+    @admin.action(description="Send a test message", permissions=["change"])
     def send_test(self, request: HttpRequest, queryset: QuerySet[WebhookEndpoint]) -> None:
         for endpoint in queryset.select_related("organization"):
             error = webhooks.send_test(endpoint)
