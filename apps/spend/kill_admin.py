@@ -15,7 +15,7 @@ from unfold.admin import ModelAdmin
 
 from aiscale.errors import AiscaleError
 from apps.accounts import audit
-from apps.spend import killswitch, reach
+from apps.spend import killswitch, reach, scope_names
 from apps.spend.kill_forms import ReleaseForm, TripForm
 from apps.spend.models import KillSwitch
 from apps.spend.scope_names import NamesScopes
@@ -134,9 +134,13 @@ class KillSwitchAdmin(NamesScopes, ModelAdmin):  # type: ignore[misc]
             except AiscaleError as error:
                 messages.warning(request, error.message)
             else:
-                messages.success(request, f"{switch.scope} works again.")
+                messages.success(request, f"{scope_names.name_one(switch.scope)} works again.")
             return redirect("admin:spend_killswitch_changelist")
-        context = {"title": f"Release {switch.scope}?", "form": form, "sentences": reach.describe_release(switch)}
+        context = {
+            "title": f"Release {scope_names.name_one(switch.scope)}?",
+            "form": form,
+            "sentences": reach.describe_release(switch),
+        }
         return self._show(request, "release", context)
 
     def _show(self, request: HttpRequest, name: str, context: dict[str, Any]) -> HttpResponse:
@@ -152,5 +156,5 @@ class KillSwitchAdmin(NamesScopes, ModelAdmin):  # type: ignore[misc]
         except AiscaleError as error:
             messages.error(request, error.message)
         else:
-            messages.success(request, f"{cleaned['scope']} is stopped. Release it in this list.")
+            messages.success(request, f"{scope_names.name_one(cleaned['scope'])} is stopped. Release it in this list.")
         return redirect("admin:spend_killswitch_changelist")

@@ -32,6 +32,20 @@ def name_all(scopes: Iterable[str]) -> dict[str, str]:
     return names
 
 
+def name_one(scope: str) -> str:
+    """Return a scope's name. I/O: up to one SQL statement."""
+    return name_all([scope])[scope]
+
+
+def attach(rows: Iterable[Any]) -> list[Any]:
+    """Give each row the name of its ``scope`` as ``scope_name``. I/O: as `name_all`."""
+    found = list(rows)
+    names = name_all(row.scope for row in found)
+    for row in found:
+        row.scope_name = names[row.scope]
+    return found
+
+
 def _name(row: Any) -> str:
     return f"{row} of {row.organization}" if isinstance(row, ApiKey) else str(row)
 
@@ -42,11 +56,9 @@ class NamesScopes:
     def get_changelist_instance(self, request: HttpRequest) -> Any:
         changelist = super().get_changelist_instance(request)  # type: ignore[misc]
         # all names of a page at once, not one statement for each row
-        names = name_all(row.scope for row in changelist.result_list)
-        for row in changelist.result_list:
-            row.scope_name = names[row.scope]
+        attach(changelist.result_list)
         return changelist
 
     @admin.display(description="for", ordering="scope")
     def scope_name(self, row: Any) -> str:
-        return str(getattr(row, "scope_name", None) or name_all([row.scope])[row.scope])
+        return str(getattr(row, "scope_name", None) or name_one(row.scope))
