@@ -1,4 +1,6 @@
 // What can be done with a message: copy an answer, ask for it again, edit a question.
+import { copy } from "./clipboard.js";
+
 const BUTTONS = { assistant: [["copy", "Copy"], ["retry", "Try again"]], user: [["edit", "Edit"]] };
 const roleOf = (article) => (article.classList.contains("user") ? "user" : "assistant");
 
@@ -18,16 +20,6 @@ export function dress(article) {
 export function setSource(article, words) {
   const source = article.querySelector(".source");
   if (source) source.textContent = words;
-}
-
-async function copy(button, words) {
-  try {
-    await navigator.clipboard.writeText(words);
-    button.textContent = "Copied";
-  } catch {
-    button.textContent = "Select and copy by hand";
-  }
-  setTimeout(() => { button.textContent = "Copy"; }, 1800);
 }
 
 function edit(article, button, send) {

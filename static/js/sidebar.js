@@ -8,6 +8,8 @@ export function show(open) {
   shell.classList.toggle("open", open);
   byId("veil").hidden = !open;
   byId("open-sidebar").setAttribute("aria-expanded", String(open));
+  // what lies behind the drawer is out of reach, for the keyboard too
+  byId("main").inert = open;
   (open ? byId("close-sidebar") : byId("open-sidebar")).focus();
 }
 
@@ -37,6 +39,8 @@ export function dropConversation(id) {
   find(id)?.remove();
 }
 
+// on a wide screen it is no drawer
+matchMedia("(max-width: 44rem)").addEventListener("change", () => { if (isOpen()) show(false); });
 byId("open-sidebar").addEventListener("click", () => show(true));
 byId("close-sidebar").addEventListener("click", () => show(false));
 byId("veil").addEventListener("click", () => show(false));

@@ -1,14 +1,5 @@
 // Small things on every page: copy buttons, and asking before something is lost.
-async function copy(button, text) {
-  const label = button.dataset.label ?? (button.dataset.label = button.textContent);
-  try {
-    await navigator.clipboard.writeText(text);
-    button.textContent = "Copied";
-  } catch {
-    button.textContent = "Select and copy by hand";
-  }
-  setTimeout(() => { button.textContent = label; }, 1800);
-}
+import { copy } from "./clipboard.js";
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-copy], [data-copy-code]");
