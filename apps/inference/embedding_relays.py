@@ -44,6 +44,7 @@ async def relay(request: EmbeddingRequest, model: CatalogModel, caller: Caller) 
             worst_nanousd=hold_nanousd,
             worst_tokens=bound,
             deadline_at_ms=deadline_at_ms,
+            makes_text=False,
             priority=plan.priority,
             provider=route.name,
         )

@@ -89,6 +89,7 @@ async def _compute(
             worst_nanousd=hold_nanousd,
             worst_tokens=tokens,
             deadline_at_ms=deadline_at_ms,
+            makes_text=False,
             priority=plan.priority,
             weight=plan.weight,
             cache_generation=known.generation,

@@ -60,6 +60,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     weight: int = 1
     """Its tier in the model's queue, and its organization's share there."""
     provider: str = LOCAL_PROVIDER
+    makes_text: bool = True
+    """Whether it makes an answer of a length that its caller may bound; false for vectors and labels."""
     queues: bool = True
     """Whether it would wait in the model's queue; false for what follows another job."""
     make_end: Callable[[str, int], bytes] | None = None
@@ -100,7 +102,9 @@ async def admit(ask: Ask) -> Admitted:
     try:
         answer, plan, now_ms = await _decide(ask)
         if answer[0] == "refused":
-            refusal = refusals.read(answer, ask.model, plan, now_ms, in_browser=ask.caller.key_digest is None)
+            refusal = refusals.read(
+                answer, ask.model, plan, now_ms, in_browser=ask.caller.key_digest is None, makes_text=ask.makes_text
+            )
             _note_exhausted(refusal)
             raise refusals.make_error(refusal)
     except AiscaleError as error:
@@ -125,7 +129,9 @@ async def check(ask: Ask) -> None:
     """
     answer, plan, now_ms = await _decide(ask, mode="check")
     if answer[0] == "refused":
-        refusal = refusals.read(answer, ask.model, plan, now_ms, in_browser=ask.caller.key_digest is None)
+        refusal = refusals.read(
+            answer, ask.model, plan, now_ms, in_browser=ask.caller.key_digest is None, makes_text=ask.makes_text
+        )
         _note_exhausted(refusal)
         REFUSALS.labels(refusal.code.value).inc()
         raise refusals.make_error(refusal)
@@ -137,7 +143,7 @@ async def explain(ask: Ask) -> list[refusals.Check]:
     I/O: as `admit`. Raises: AiscaleError (BACKEND_UNAVAILABLE).
     """
     answer, plan, now_ms = await _decide(ask, mode="explain")
-    return refusals.read_checks(answer, ask.model, plan, now_ms)
+    return refusals.read_checks(answer, ask.model, plan, now_ms, makes_text=ask.makes_text)
 
 
 async def release(tag: BillingTag, model: str, job_id: str) -> None:

@@ -25,7 +25,8 @@ _IDENTITY = {
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what admit.lua said after ``refused``. ``rate`` is empty when the caller is not known; ``facts`` are the check's own.
-    ``in_browser``: a person reads it in the chat, where there are no parameters to send."""
+    ``in_browser``: a person reads it in the chat, where there are no parameters to send. ``makes_text``: an answer is made, whose length
+    the caller may bound; else vectors or labels are, and only what was sent counts."""
 
     code: Code
     rate: Sequence[str]
@@ -34,6 +35,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     plan: str
     now_ms: int
     in_browser: bool = False
+    makes_text: bool = True
 
     @property
     def plan_name(self) -> str:
@@ -67,7 +69,9 @@ class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
     ends_at_ms: int
 
 
-def read(answer: Sequence[str], model: str, plan: str, now_ms: int, *, in_browser: bool = False) -> Refusal:
+def read(
+    answer: Sequence[str], model: str, plan: str, now_ms: int, *, in_browser: bool = False, makes_text: bool = True
+) -> Refusal:
     """Read a refusal of admit.lua (see its header)."""
     facts = answer[2 + RATE_PARTS :]
     return Refusal(
@@ -78,14 +82,17 @@ def read(answer: Sequence[str], model: str, plan: str, now_ms: int, *, in_browse
         plan=plan,
         now_ms=now_ms,
         in_browser=in_browser,
+        makes_text=makes_text,
     )
 
 
-def read_checks(answer: Sequence[Sequence[str]], model: str, plan: str, now_ms: int) -> list[Check]:
+def read_checks(
+    answer: Sequence[Sequence[str]], model: str, plan: str, now_ms: int, *, makes_text: bool = True
+) -> list[Check]:
     """Read what admit.lua explained (see its header)."""
     checks = []
     for code, verdict, *facts in answer[1:]:
-        refusal = read(["refused", code, *[""] * RATE_PARTS, *facts], model, plan, now_ms)
+        refusal = read(["refused", code, *[""] * RATE_PARTS, *facts], model, plan, now_ms, makes_text=makes_text)
         passes = verdict == "pass"
         message = "" if passes else make_error(refusal).message
         checks.append(Check(code=refusal.code, passes=passes, facts=refusal.facts, message=message))
@@ -179,7 +186,7 @@ def _rate_limited(refusal: Refusal) -> tuple[str, float | None]:
     upgrade = [] if of_key else ["upgrade your plan"]
     if not facts["retry_ms"]:
         shorten = (
-            ["shorten your message", "begin a new chat"] if refusal.in_browser else ["shorten it", "lower max_tokens"]
+            ["shorten your message", "begin a new chat"] if refusal.in_browser else ["shorten it", *_lower(refusal)]
         )
         return (
             f"This request could take {_count(facts['asked'], 'token')}; {limit} a minute are allowed {whose}. "
@@ -280,13 +287,19 @@ def _budget_exhausted(refusal: Refusal) -> tuple[str, float | None]:
         "user": ("ask for a higher limit",),
         "key": ("use another key", "raise this key's limit"),
     }[kind]
-    lower = () if refusal.in_browser else ("lower max_tokens",)
-    return "".join(parts) + _advise(*lower, *steps), None
+    return "".join(parts) + _advise(*_lower(refusal), *steps), None
 
 
 def _wait(refusal: Refusal) -> tuple[str, ...]:
     """Advise whom only running requests stand in the way."""
-    return ("try again when they have finished", *(() if refusal.in_browser else ("lower max_tokens",)))
+    return ("try again when they have finished", *_lower(refusal))
+
+
+def _lower(refusal: Refusal) -> tuple[str, ...]:
+    """Advise what makes a request smaller: of what was sent, where no text of any length is asked for. Nothing in a chat."""
+    if refusal.in_browser:
+        return ()
+    return ("lower max_tokens",) if refusal.makes_text else ("send fewer texts at a time",)
 
 
 def _count(number: str, noun: str) -> str:

@@ -108,3 +108,10 @@ def test_each_reader_is_told_what_they_can_do(
         told[in_browser] = refusals.make_error(refusal).message
     assert to_program in told[False]
     assert to_person in told[True] and "max_tokens" not in told[True]
+
+
+@pytest.mark.parametrize(("code", "facts"), [row[:2] for row in REFUSED if "ower max_tokens" in row[2]])
+def test_who_asks_for_vectors_is_told_of_no_answer(code: Code, facts: dict[str, str]) -> None:
+    answer = ["refused", code.value, *[""] * refusals.RATE_PARTS, *(part for pair in facts.items() for part in pair)]
+    told = refusals.make_error(refusals.read(answer, "m", "pro", NOW_MS, makes_text=False)).message
+    assert "max_tokens" not in told and "end fewer texts at a time" in told

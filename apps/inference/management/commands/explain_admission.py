@@ -105,6 +105,7 @@ async def _explain(
         worst_tokens=prompt_tokens + (max_tokens or 0),
         deadline_at_ms=periods.now_ms(),
         priority=plan.priority,
+        makes_text=model.kind == "generate",
     )
     return ask, await admission.explain(ask)
 
