@@ -18,13 +18,11 @@ from apps.gateway import idempotency, shedding
 from apps.gateway.cors import make_preflight_headers
 from apps.gateway.endpoints import ROUTER
 from apps.gateway.exchange import Disconnected, Exchange, Receive, Scope, Send
-from apps.gateway.parameters import read_query
+from apps.gateway.parameters import QUERIES_OF_CLIENTS, read_query
 from apps.spend import refusal_log
 
 log = logging.getLogger(__name__)
 
-QUERIES_OF_CLIENTS = {"beta": ("true",), "stream": ("false",)}
-"""What clients say in the query of a route that takes no parameters there, and what changes nothing."""
 WATCH_AFTER_S = 0.01
 """A request that is not answered by then is watched: its client may leave."""
 

@@ -8,11 +8,12 @@ from apps.gateway.chat_completions import answer_chat
 from apps.gateway.embeddings import answer_embeddings
 from apps.gateway.files import answers as files
 from apps.gateway.messages import creation as messages
+from apps.gateway.messages import pages
 from apps.gateway.messages import schema as messages_schema
 from apps.gateway.model_list import answer_model, answer_models, refuse_model_deletion
 from apps.gateway.responses import schema as responses_schema
 from apps.gateway.responses import stored
-from apps.gateway.responses.creation import answer_creation
+from apps.gateway.responses.creation import answer_count, answer_creation
 from apps.gateway.routes import Route, Router
 from apps.gateway.text_completions import answer_text
 
@@ -87,6 +88,18 @@ _RESPONSES = [
         response=shapes.Response,
         streams=True,
         example={"model": _CHAT, "input": "What is the capital of France?", "max_output_tokens": 40},
+    ),
+    Route(
+        method="POST",
+        path="/v1/responses/input_tokens",
+        answer=answer_count,
+        body="json",
+        tag="Responses",
+        summary="Count the tokens of an input",
+        request=responses_schema.InputBody,
+        rules=(frozenset(), responses_schema.INPUT_DEFAULTS_ONLY),
+        response=shapes.InputTokenCount,
+        example={"model": _CHAT, "input": "What is the capital of France?"},
     ),
     Route(
         method="GET",
@@ -251,8 +264,9 @@ _MODELS = [
         path="/v1/models",
         answer=answer_models,
         tag="Models",
-        summary="List the models you may use",
+        summary="List the models you may use; in Anthropic's shape where the header anthropic-version is sent",
         response=shapes.ModelList,
+        query={"limit": _LIMIT | {"maximum": pages.MOST}, "after_id": _ID, "before_id": _ID},
     ),
     Route(
         method="GET",

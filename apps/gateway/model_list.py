@@ -8,20 +8,26 @@ from apps.accounts import callers
 from apps.accounts.callers import Caller
 from apps.gateway.dialects import ANTHROPIC
 from apps.gateway.exchange import Exchange
+from apps.gateway.messages import pages
+from apps.gateway.parameters import QUERIES_OF_CLIENTS, read_query
 from apps.inference import catalog, moderation, prompts
 from apps.inference.catalog import CatalogModel
 
 
 async def answer_models(exchange: Exchange, caller: Caller, body: bytes) -> None:
-    """List the models that the caller's plan and key allow."""
+    """List the models that the caller's plan and key allow: in Anthropic's shape a page of them, else all unless a page is asked for.
+
+    Raises: AiscaleError (INVALID_REQUEST; NOT_FOUND for an id that is not in the list)."""
+    query = read_query(exchange.query_string, known=pages.PARAMETERS, defaults_only=QUERIES_OF_CLIENTS)
+    page = pages.read_page(query)
     allowed = await catalog.list_models(await callers.get_plan(caller.plan))
     models = [model for model in allowed if caller.allows(model.slug)]
     if exchange.dialect is ANTHROPIC:
-        data = [_describe_to_anthropic(model) for model in models]
-        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-        await exchange.send_json(200, {"data": data, "has_more": False, **ends})
+        await exchange.send_json(200, pages.cut([_describe_to_anthropic(model) for model in models], page))
         return
-    await exchange.send_json(200, {"object": "list", "data": [_describe(model) for model in models]})
+    data = [_describe(model) for model in models]
+    asked = pages.cut(data, page) if any(name in query for name in pages.PARAMETERS) else {"data": data}
+    await exchange.send_json(200, {"object": "list", **asked})
 
 
 async def answer_model(exchange: Exchange, caller: Caller, body: bytes) -> None:

@@ -17,6 +17,8 @@ T = TypeVar("T")
 _PATH = re.compile(r" - at `(?:\$\.?)?([^`]*)`$")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
+QUERIES_OF_CLIENTS = {"beta": ("true",), "stream": ("false",)}
+"""What clients say in the query of a route that takes no such parameters, and what changes nothing."""
 
 TEXTS_OR_TOKENS: dict[str, Any] = {
     "anyOf": [

@@ -236,7 +236,9 @@ class Response(Shape):
     top_p: float
     truncation: str
     usage: ResponseUsage | None
-    user: None
+    user: str | None
+    safety_identifier: str | None
+    prompt_cache_key: str | None
 
 
 class InputMessage(Shape, tag_field="type", tag="message"):
@@ -300,6 +302,10 @@ class Message(Shape):
 
 class TokenCount(Shape):
     input_tokens: int
+
+
+class InputTokenCount(TokenCount):
+    object: Literal["response.input_tokens"]
 
 
 class File(Shape):

@@ -44,7 +44,15 @@ def test_anthropics_client(claude: anthropic.Anthropic) -> None:
         model=CHAT_MODEL, max_tokens=40, messages=said, extra_body=GREEDY, stop_sequences=["Paris"]
     )
     assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "Paris")
-    assert CHAT_MODEL in [model.id for model in claude.models.list()]
+    every = [model.id for model in claude.models.list()]
+    assert CHAT_MODEL in every and len(every) >= 3
+    page = claude.models.list(limit=1)
+    assert page.has_more and [model.id for model in page] == every
+    assert [model.id for model in claude.models.list(limit=1, before_id=every[-1])] == every[-2::-1]
+    schema = {"type": "object", "properties": {"capital": {"type": "string"}}, "required": ["capital"]}
+    config: anthropic.types.OutputConfigParam = {"format": {"type": "json_schema", "schema": schema}}
+    shaped = claude.messages.create(model=CHAT_MODEL, max_tokens=60, messages=said, output_config=config)
+    assert shaped.content[0].type == "text" and "capital" in json.loads(shaped.content[0].text)
 
 
 def test_anthropics_errors(claude: anthropic.Anthropic, healthy: Stack) -> None:

@@ -173,3 +173,9 @@ def test_answers_are_objects_of_the_callers_class(client: OpenAI) -> None:
         model=CHAT_MODEL, input=question, text_format=Visit, max_output_tokens=120, temperature=0
     )
     assert response.output_parsed == parsed.choices[0].message.parsed
+
+
+def test_counts_the_tokens_of_an_input(client: OpenAI) -> None:
+    made = client.responses.create(model=CHAT_MODEL, input="Hello", max_output_tokens=2, user="u-1")
+    counted = client.responses.input_tokens.count(model=CHAT_MODEL, input="Hello")
+    assert made.usage is not None and counted.input_tokens == made.usage.input_tokens and made.user == "u-1"

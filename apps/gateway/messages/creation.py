@@ -5,9 +5,10 @@ from typing import Any
 
 from aiscale.wire.events import Delta, Finished, ToolCallPart
 from apps.accounts.callers import Caller
+from apps.gateway import parameters
 from apps.gateway.cache_wishes import read_wish
 from apps.gateway.exchange import Exchange
-from apps.gateway.messages.schema import check_version, read_count, read_messages
+from apps.gateway.messages.schema import NAMES, check_version, read_count, read_messages
 from apps.gateway.streaming import check_end, read_whole, with_silences
 from apps.inference import catalog, completions, prompts
 from apps.inference.completions import CompletionRequest, Run
@@ -28,10 +29,13 @@ async def answer_messages(exchange: Exchange, caller: Caller, body: bytes) -> No
         top_k=wanted.top_k,
         top_p=wanted.top_p,
         stop=tuple(wanted.stop_sequences),
+        grammar=conversation.grammar,
         tools=conversation.tools,
         cache=read_wish(exchange, wanted.cache),
     )
-    async with await completions.start(request, caller) as run:
+    with parameters.renamed(NAMES):
+        run = await completions.start(request, caller)
+    async with run:
         if wanted.stream:
             await Stream(exchange, run).send()
         else:

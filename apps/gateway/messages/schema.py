@@ -5,10 +5,12 @@ from typing import Any, Literal
 import msgspec
 
 from aiscale.errors import AiscaleError, Code
+from aiscale.wire.jobs import Grammar
 from apps.gateway import parameters
 from apps.gateway.cache_wishes import CacheOption
 from apps.gateway.chat_schema import MAX_MESSAGES, MAX_STOP_CHARS, MAX_TOP_K
 from apps.gateway.exchange import Exchange
+from apps.gateway.formats import read_format
 from apps.gateway.messages import blocks
 from apps.gateway.tool_schema import check_results
 from apps.inference.prompts import ChatMessage
@@ -16,6 +18,8 @@ from apps.inference.tools import Tools
 
 VERSIONS = ("2023-06-01", "2026-10-21")
 MAX_STOP = 4
+NAMES = {"response_format": "output_config.format"}
+"""How this dialect names what all of them share."""
 
 HARMLESS = frozenset({"cache_control", "metadata"})
 """They change nothing in an answer: labels, and hints about what is cached."""
@@ -26,7 +30,6 @@ DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "diagnostics": (),
     "inference_geo": (),
     "mcp_servers": ([],),
-    "output_config": ({},),
     "output_format": (),
     "service_tier": ("auto", "standard_only"),
     "speed": ("standard",),
@@ -34,6 +37,13 @@ DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "user_profile_id": (),
     "workspace_id": (),
 }
+
+
+class OutputConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the answer is to look like. ``effort`` high, which is the same as none, is the only one there is."""
+
+    effort: Literal["high"] | None = None
+    format: dict[str, Any] | None = None
 
 
 class Message(msgspec.Struct, kw_only=True):
@@ -49,6 +59,7 @@ class CountBody(msgspec.Struct, kw_only=True):
     system: str | list[dict[str, Any]] = ""
     tools: list[dict[str, Any]] = []
     tool_choice: dict[str, Any] | None = None
+    output_config: OutputConfig = msgspec.field(default_factory=OutputConfig)
 
 
 class MessagesBody(CountBody, kw_only=True):
@@ -64,11 +75,12 @@ class MessagesBody(CountBody, kw_only=True):
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold the turns, and the words with which the answer begins ('': none)."""
+    """Hold the turns, the words with which the answer begins ('': none), and the JSON that it is held to."""
 
     messages: list[ChatMessage]
     prefill: str
     tools: Tools | None = None
+    grammar: Grammar | None = None
 
 
 def check_version(exchange: Exchange) -> None:
@@ -134,7 +146,24 @@ def read_conversation(wanted: CountBody) -> Conversation:
     if not any(turn.role != "system" for turn in turns):
         message = "messages holds no message of the user. Send one."
         raise AiscaleError(Code.INVALID_REQUEST, message, param="messages")
-    return Conversation(messages=_join_neighbours(turns), prefill=prefill, tools=tools)
+    grammar = _read_format(wanted.output_config.format, prefill, tools)
+    return Conversation(messages=_join_neighbours(turns), prefill=prefill, tools=tools, grammar=grammar)
+
+
+def _read_format(value: dict[str, Any] | None, prefill: str, tools: Tools | None) -> Grammar | None:
+    """Return the grammar of an answer that is to be JSON of a schema. Raises: AiscaleError."""
+    if value is None:
+        return None
+    if value.get("type") != "json_schema":
+        message = "output_config.format.type must be json_schema."
+        raise AiscaleError(Code.INVALID_REQUEST, message, param="output_config.format.type")
+    with parameters.renamed(NAMES):
+        grammar = read_format(value, described_in=None)
+    if tools is not None or prefill:
+        what, leave = ("call tools", "tools") if tools is not None else ("go on from your words", "the last message")
+        message = f"An answer of an output_config.format cannot {what}. Leave out output_config.format, or {leave}."
+        raise AiscaleError(Code.UNSUPPORTED_PARAMETER, message, param="output_config.format")
+    return grammar
 
 
 def _join_neighbours(turns: list[ChatMessage]) -> list[ChatMessage]:

@@ -38,7 +38,9 @@ def make_head(wanted: ResponseBody, run: Run, response_id: str) -> dict[str, Any
         "top_p": wanted.top_p,
         "truncation": "disabled",
         "usage": None,
-        "user": None,
+        "user": wanted.user,
+        "safety_identifier": wanted.safety_identifier,
+        "prompt_cache_key": wanted.prompt_cache_key,
     }
 
 

@@ -13,15 +13,8 @@ from apps.inference.prompts import ChatMessage
 
 MAX_METADATA, MAX_METADATA_NAME, MAX_METADATA_VALUE = 16, 64, 512
 
-HARMLESS = frozenset(
-    {
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "user",
-    }
-)
-"""They change nothing in an answer: labels and hints."""
+HARMLESS = frozenset({"prompt_cache_retention"})
+"""It changes nothing in an answer: a hint."""
 
 DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "context_management": ([],),
@@ -33,7 +26,7 @@ DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
-
+INPUT_DEFAULTS_ONLY = {name: DEFAULTS_ONLY[name] for name in ("conversation", "reasoning", "truncation")}
 
 INCLUDABLE = frozenset(
     {
@@ -60,13 +53,22 @@ class TextSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     verbosity: Literal["medium"] = "medium"
 
 
-class ResponseBody(msgspec.Struct, kw_only=True):
-    """The parameters that are honoured."""
+class InputBody(msgspec.Struct, kw_only=True):
+    """What the model reads, and what it is told of tools: all that has tokens before the answer."""
 
     model: str
     input: str | list[dict[str, Any]]
     instructions: str | None = None
     previous_response_id: str | None = None
+    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextSettings = msgspec.field(default_factory=TextSettings)
+
+
+class ResponseBody(InputBody, kw_only=True):
+    """The parameters that are honoured. The last three are labels, which are told again."""
+
     max_output_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
@@ -75,12 +77,11 @@ class ResponseBody(msgspec.Struct, kw_only=True):
     background: bool = False
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
-    tools: list[dict[str, Any]] = []
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
     include: list[str] = []
-    text: TextSettings = msgspec.field(default_factory=TextSettings)
     cache: CacheOption | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
 
 def read_response(body: bytes) -> tuple[ResponseBody, list[ChatMessage]]:
@@ -111,6 +112,13 @@ def read_response(body: bytes) -> tuple[ResponseBody, list[ChatMessage]]:
             message = f"{extra[:60]!r} cannot be included here. Leave it out."
             raise AiscaleError(Code.UNSUPPORTED_PARAMETER, message, param=f"include[{index}]")
     check_metadata(wanted.metadata)
+    return wanted, read_items(wanted.input)
+
+
+def read_input(body: bytes) -> tuple[InputBody, list[ChatMessage]]:
+    """Type a body of which tokens are counted; return it with the messages of its input. Raises: AiscaleError with ``param``."""
+    values = parameters.read_object(body)
+    wanted = parameters.convert(values, InputBody, harmless=frozenset(), defaults_only=INPUT_DEFAULTS_ONLY)
     return wanted, read_items(wanted.input)
 
 

@@ -258,7 +258,7 @@ async def test_paths_and_methods(cast: Cast) -> None:
         error = (await nobody.read_json())["error"]
         assert (nobody.status, error["code"]) == (404, "not_found") and "\x00" not in error["message"]
     for method, path, query, name in (
-        ("GET", "/v1/models", "limit=1", "limit"),
+        ("GET", "/v1/models", "order=asc", "order"),
         ("POST", "/v1/embeddings", "api-version=1", "api-version"),
         ("GET", "/v1/responses/resp_x", "stream=true", "stream"),
     ):

@@ -156,3 +156,65 @@ async def test_a_full_queue_is_overloaded(cast: Cast, settings: Any) -> None:
         "overloaded_error",
         "queue_full",
     )
+
+
+async def list_models(cast: Cast, query: str, status: int = 200) -> Any:
+    headers = {"x-api-key": cast.raw, "anthropic-version": "2023-06-01"}
+    exchange = Exchange("GET", "/v1/models", headers=headers, query=query)
+    answer = await exchange.read_json()
+    assert exchange.status == status, answer
+    return answer
+
+
+async def test_models_come_in_pages(cast: Cast) -> None:
+    ids = [model["id"] for model in (await list_models(cast, ""))["data"]]
+    assert len(ids) == 3
+    first = await list_models(cast, "limit=2")
+    assert ([model["id"] for model in first["data"]], first["has_more"]) == (ids[:2], True)
+    assert (first["first_id"], first["last_id"]) == (ids[0], ids[1])
+    rest = await list_models(cast, f"limit=2&after_id={ids[1]}")
+    assert ([model["id"] for model in rest["data"]], rest["has_more"]) == (ids[2:], False)
+    before = await list_models(cast, f"limit=1&before_id={ids[2]}&beta=true")
+    assert ([model["id"] for model in before["data"]], before["has_more"]) == ([ids[1]], True)
+    none = await list_models(cast, f"before_id={ids[0]}")
+    assert none == {"data": [], "has_more": False, "first_id": None, "last_id": None}
+    assert (await list_models(cast, "limit=0", 400))["error"]["param"] == "limit"
+    assert (await list_models(cast, "after_id=a&before_id=b", 400))["error"]["param"] == "before_id"
+    assert (await list_models(cast, "after_id=nobody", 404))["error"]["param"] == "after_id"
+    assert (await list_models(cast, "order=asc", 400))["error"]["param"] == "order"
+    openais = await Exchange("GET", "/v1/models", key=cast.raw, query=f"after_id={ids[0]}").read_json()
+    assert [model["id"] for model in openais["data"]] == ids[1:] and openais["object"] == "list"
+
+
+async def test_an_answer_in_json_of_a_schema(cast: Cast) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"enum": ["yes"]}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    config = {"format": {"type": "json_schema", "schema": schema}}
+    answer = await ask(cast, output_config=config, max_tokens=30).read_json()
+    assert answer["content"][0]["text"] == '{"ok": "yes"}' and answer["stop_reason"] == "end_turn"
+    plain = ask(cast, output_config={"effort": "high", "format": None})
+    assert (await plain.read_json())["type"] == "message" and plain.status == 200
+    counted = ask(cast, "/v1/messages/count_tokens", output_config=config, max_tokens=..., temperature=...)
+    assert (await counted.read_json())["input_tokens"] > 3
+    tool = {"name": "f", "input_schema": {"type": "object"}}
+    begun = [*HELLO, {"role": "assistant", "content": "{"}]
+    for changes, param in (
+        ({"output_config": {"effort": "low"}}, "output_config.effort"),
+        ({"output_config": {"odd": 1}}, "output_config.odd"),
+        ({"output_config": {"format": {"type": "text"}}}, "output_config.format.type"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
+            "output_config.format",
+        ),
+        ({"output_config": config, "tools": [tool]}, "output_config.format"),
+        ({"output_config": config, "messages": begun}, "output_config.format"),
+    ):
+        refused = ask(cast, **changes)
+        error = (await refused.read_json())["error"]
+        assert (refused.status, error["param"]) == (400, param), error
+        assert "response_format" not in error["message"]

@@ -254,3 +254,38 @@ async def test_settings_of_which_nothing_is_given_are_no_wishes(cast: Cast) -> N
     assert again["object"] == "response"
     refused = await ask(cast, reasoning={"effort": "low", "summary": None}).read_json()
     assert refused["error"]["param"] == "reasoning"
+
+
+async def test_labels_are_told_again(cast: Cast) -> None:
+    labels = {"user": "u-1", "safety_identifier": "s-1", "prompt_cache_key": "k-1"}
+    made = await ask(cast, **labels).read_json()
+    assert {name: made[name] for name in labels} == labels
+    _, stored = await fetch(cast, made["id"])
+    assert stored == made
+    none = await ask(cast, store=False).read_json()
+    assert {none[name] for name in labels} == {None}
+
+
+async def test_tokens_of_an_input_are_counted_as_they_are_charged(cast: Cast) -> None:
+    first = await ask(cast).read_json()
+    for changes in (
+        {"instructions": "Be short."},
+        {"input": [{"role": "user", "content": "Hello"}]},
+        {"previous_response_id": first["id"]},
+    ):
+        made = await ask(cast, **changes).read_json()
+        value = {"model": CHAT, "input": "Hello"} | changes
+        exchange = Exchange("POST", "/v1/responses/input_tokens", key=cast.raw, value=value)
+        counted = await exchange.read_json()
+        assert exchange.status == 200, counted
+        assert counted == {"object": "response.input_tokens", "input_tokens": made["usage"]["input_tokens"]}
+    for changes, status, param in (
+        ({"model": "nobody"}, 404, "model"),
+        ({"truncation": "auto"}, 400, "truncation"),
+        ({"max_output_tokens": 3}, 400, "max_output_tokens"),
+        ({"previous_response_id": "resp_nobody"}, 404, "previous_response_id"),
+    ):
+        value = {"model": CHAT, "input": "Hello"} | changes
+        refused = Exchange("POST", "/v1/responses/input_tokens", key=cast.raw, value=value)
+        error = (await refused.read_json())["error"]
+        assert (refused.status, error["param"]) == (status, param), error
