@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from aiscale.db import make_public_id
 from aiscale.errors import AiscaleError
 from aiscale.wire.events import Finished, ToolCallPart
 from apps.gateway.responses.schema import ResponseBody
@@ -54,34 +53,32 @@ def make_part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def make_item_id(response_id: str) -> str:
-    """Name a response's message, always alike."""
-    return f"msg_{response_id.partition('_')[2]}"
+def make_item_id(response_id: str, place: int = 0) -> str:
+    """Name a response's message at a place among its items, always alike."""
+    number = response_id.partition("_")[2]
+    return f"msg_{number}_{place}" if place else f"msg_{number}"
 
 
-def make_response_id() -> str:
-    return make_public_id("resp")
+def make_response_id(request_id: str) -> str:
+    """Name a response after its request: a try that died is repeated under the same id."""
+    return f"resp_{request_id.partition('_')[2]}"
+
+
+def make_call_id(response_id: str, index: int) -> str:
+    """Name the item of a response's call, always alike."""
+    return f"fc_{response_id.partition('_')[2]}_{index}"
 
 
 def make_call(call: ToolCallPart, response_id: str, status: str) -> dict[str, Any]:
     """Return the item of one call to a tool."""
-    item_id = f"fc_{response_id.partition('_')[2]}_{call.index}"
     said = {"call_id": call.id, "name": call.name, "arguments": call.arguments}
-    return {"id": item_id, "type": "function_call", "status": status, **said}
+    return {"id": make_call_id(response_id, call.index), "type": "function_call", "status": status, **said}
 
 
-def end(
-    head: dict[str, Any], text: str, event: Finished, calls: list[ToolCallPart], *, text_at: int = 0
-) -> dict[str, Any]:
-    """Return the response as it is after its job's last event. ``event`` ended it well, or was cancelled or killed.
-
-    ``text_at`` is the place of the text among the calls.
-    """
+def end(head: dict[str, Any], output: list[dict[str, Any]], event: Finished) -> dict[str, Any]:
+    """Return the response as it is after its job's last event. ``event`` ended it well, or was cancelled or killed."""
     whole = event.finish_reason == "stop"
     status = "completed" if whole else "cancelled" if event.finish_reason == "cancelled" else "incomplete"
-    output = [make_call(call, head["id"], "completed") for call in calls]
-    if text or not calls:
-        output.insert(text_at, make_message(make_item_id(head["id"]), text, "completed" if whole else "incomplete"))
     reason = {"length": "max_output_tokens"}.get(event.finish_reason, event.finish_reason)
     return head | {
         "status": status,

@@ -7,9 +7,11 @@ from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
 from aiscale.errors import AiscaleError, Code
+from apps.accounts.callers import on_thread
 from apps.accounts.models import Organization
 from apps.gateway.models import StoredResponse
-from apps.gateway.responses.items import keep, recall, recall_output
+from apps.gateway.responses import items
+from apps.gateway.responses.items import recall, recall_output
 from apps.inference.prompts import ChatMessage
 
 KEPT = timedelta(days=30)
@@ -53,9 +55,9 @@ def read_conversation(organization_id: str, response_id: str) -> list[ChatMessag
             param="previous_response_id",
         )
     messages: list[ChatMessage] = []
-    for items, response, _, _ in rows:
-        items, response = _parse(items), _parse(response)
-        messages += [recall(item) for item in items]
+    for said, response, _, _ in rows:
+        said, response = _parse(said), _parse(response)
+        messages += [recall(item) for item in said]
         messages += recall_output(response["output"])
     return messages
 
@@ -73,7 +75,7 @@ def create(
         status=StoredResponse.Status.IN_PROGRESS,
         job_id=job_id,
         previous_id=previous_id,
-        input_items=[keep(message) for message in messages],
+        input_items=[items.keep(message) for message in messages],
         response=head,
         is_background=head["background"],
         expires_at=timezone.now() + KEPT,
@@ -93,6 +95,12 @@ def finish(response: dict[str, Any]) -> bool:
         status=response["status"], response=response, updated_at=timezone.now()
     )
     return bool(changed)
+
+
+async def keep(response: dict[str, Any]) -> None:
+    """Write down how a response ended, if it is to be stored. I/O: one SQL statement."""
+    if response["store"]:
+        await on_thread(lambda: finish(response))
 
 
 def get(organization_id: str, response_id: str) -> StoredResponse:

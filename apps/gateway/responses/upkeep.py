@@ -9,11 +9,12 @@ from django.utils import timezone
 
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError
-from aiscale.wire.events import ToolCallPart
+from aiscale.wire.events import Delta, ToolCallPart
 from apps.accounts.callers import on_thread
 from apps.gateway import loops
 from apps.gateway.models import StoredResponse
 from apps.gateway.responses import items, objects, storage
+from apps.gateway.responses.output import Output
 from apps.inference import catalog, prompts, replies
 from apps.inference.call_readers import make_reader
 from apps.inference.endings import make_failure
@@ -34,8 +35,8 @@ async def find_end(row: StoredResponse) -> dict[str, Any] | None:
         return None
     if ending is not None:
         if ending.finish_reason in ("stop", "length", "cancelled", "killed"):
-            text, calls = await read_text(row.response, ending.text or "")
-            return objects.end(row.response, text, ending, calls)
+            output = await read_output(row.response, ending.text or "")
+            return objects.end(row.response, output.describe(is_whole=ending.finish_reason == "stop"), ending)
         return objects.fail(row.response, make_failure(ending))
     age_s = (timezone.now() - row.created_at).total_seconds()
     patience_s = settings.ENV.request_deadline_s + YOUNG_S
@@ -44,14 +45,16 @@ async def find_end(row: StoredResponse) -> dict[str, Any] | None:
     return None
 
 
-async def read_text(response: dict[str, Any], text: str) -> tuple[str, list[ToolCallPart]]:
+async def read_output(response: dict[str, Any], text: str) -> Output:
     """Tell the calls from a whole answer as our own models write them."""
-    tools = items.read_tools(response["tools"], "auto", None)
-    if tools is None:
-        return text, []
-    reader = make_reader(await _find_style(response["model"]), tools)
-    (first, before), (rest, after) = reader.take(text), reader.end()
-    return first + rest, [*before, *after]
+    tools, output = items.read_tools(response["tools"], "auto", None), Output(response["id"])
+    told: list[tuple[str, tuple[ToolCallPart, ...]]] = [(text, ())]
+    if tools is not None:
+        reader = make_reader(await _find_style(response["model"]), tools)
+        told = [reader.take(text), reader.end()]
+    for said, calls in told:
+        output.add(Delta(job_id="", seq=0, text=said, completion_tokens=0, tool_calls=calls))
+    return output
 
 
 async def _find_style(slug: str) -> Style:

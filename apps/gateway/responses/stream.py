@@ -1,0 +1,107 @@
+"""Tell a response as its events."""
+
+from typing import Any
+
+from aiscale.errors import AiscaleError
+from aiscale.wire.events import Delta, Finished
+from apps.gateway.exchange import Exchange
+from apps.gateway.responses import objects, storage
+from apps.gateway.responses.output import Item, Output
+from apps.gateway.streaming import COMMENT, check_end, with_silences
+from apps.inference.completions import Run
+
+
+class Stream:
+    """Send one response as its events. An item is opened when something of it comes, and closed when another one begins."""
+
+    def __init__(self, exchange: Exchange, head: dict[str, Any], run: Run) -> None:
+        self._exchange = exchange
+        self._head = head
+        self._run = run
+        self._sequence_number = 0
+        self._output = Output(head["id"])
+        self._open: Item | None = None
+
+    async def send(self) -> None:
+        """Send all events. Raises: AiscaleError, before anything was sent."""
+        try:
+            async for event in with_silences(self._run.events()):
+                if isinstance(event, Finished):
+                    check_end(self._run, event)
+                    await self._end(event)
+                elif isinstance(event, Delta):
+                    await self._begin()
+                    for item, piece in self._output.take(event):
+                        await self._tell(item, piece)
+                elif event is None:
+                    await self._begin()
+                    await self._exchange.send_part(COMMENT)
+        except AiscaleError as error:
+            failed = objects.fail(self._head, error)
+            await storage.keep(failed)
+            if not self._exchange.started:
+                raise
+            self._exchange.failed = True
+            await self._say("response.failed", response=failed)
+        await self._exchange.end_stream()
+
+    async def _begin(self) -> None:
+        """Open the stream with its first event: whatever could go wrong until here had its own status."""
+        if self._exchange.started:
+            return
+        await self._exchange.start_stream(self._run.headers)
+        await self._say("response.created", response=self._head)
+        await self._say("response.in_progress", response=self._head)
+        if not self._head["tools"]:
+            await self._change(self._output.begin_message())
+
+    async def _tell(self, item: Item, piece: str) -> None:
+        await self._change(item)
+        if item.call is None:
+            await self._say("response.output_text.delta", **_place(item), delta=piece, logprobs=[])
+        elif piece:
+            await self._say("response.function_call_arguments.delta", **_place(item), delta=piece)
+
+    async def _change(self, item: Item) -> None:
+        """Close the open item and open this one, unless it is open."""
+        if item is self._open:
+            return
+        await self._close("completed")
+        self._open = item
+        empty: dict[str, Any] = {"content": []} if item.call is None else {"arguments": ""}
+        begun = item.describe("in_progress") | empty
+        await self._say("response.output_item.added", output_index=item.place, item=begun)
+        if item.call is None:
+            await self._say("response.content_part.added", **_place(item), part=objects.make_part(""))
+
+    async def _close(self, status: str) -> None:
+        item = self._open
+        if item is None:
+            return
+        if item.call is None:
+            await self._say("response.output_text.done", **_place(item), text=item.text, logprobs=[])
+            await self._say("response.content_part.done", **_place(item), part=objects.make_part(item.text))
+        else:
+            said = {"name": item.call.name, "arguments": item.text}
+            await self._say("response.function_call_arguments.done", **_place(item), **said)
+        await self._say("response.output_item.done", output_index=item.place, item=item.describe(status))
+
+    async def _end(self, event: Finished) -> None:
+        await self._begin()
+        if not self._output.items:
+            await self._change(self._output.begin_message())
+        is_whole = event.finish_reason == "stop"
+        response = objects.end(self._head, self._output.describe(is_whole=is_whole), event)
+        # written before its last item is told: who reads that can go on from this response
+        await storage.keep(response)
+        await self._close("completed" if is_whole else "incomplete")
+        await self._say(f"response.{response['status']}", response=response)
+
+    async def _say(self, kind: str, **fields: Any) -> None:
+        await self._exchange.send_event({"type": kind, "sequence_number": self._sequence_number, **fields}, kind)
+        self._sequence_number += 1
+
+
+def _place(item: Item) -> dict[str, Any]:
+    place: dict[str, Any] = {"item_id": item.item_id, "output_index": item.place}
+    return {**place, "content_index": 0} if item.call is None else place
