@@ -9,7 +9,8 @@ from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from apps.gateway.models import IdempotentRequest
+from apps.gateway.models import IdempotentRequest, StoredResponse
+from apps.inference.lanes import name_job
 
 KEPT = timedelta(hours=24)
 LEASE = timedelta(seconds=15)
@@ -69,7 +70,11 @@ def renew(row: IdempotentRequest) -> bool:
 
 
 def rename(row: IdempotentRequest, request_id: str) -> None:
-    """Let the key stand for a new try under another name. I/O: one SQL statement."""
+    """Let the key stand for a new try under another name; what the old one stored makes room for what this one will.
+
+    I/O: two SQL statements.
+    """
+    StoredResponse.objects.of(row.organization_id).filter(job_id=name_job(row.request_id)).delete()
     row.request_id = request_id
     _mine(row).update(request_id=request_id)
 

@@ -7,7 +7,7 @@ import pytest
 
 from apps.accounts.callers import on_thread
 from apps.gateway import idempotency_records
-from apps.gateway.models import IdempotentRequest
+from apps.gateway.models import IdempotentRequest, StoredResponse
 from apps.spend.models import UsageRecord
 from tests.apps.conftest import Cast
 from tests.apps.gateway.driver import Exchange, read_events
@@ -139,3 +139,32 @@ async def test_keys_are_forgotten_after_a_day(cast: Cast) -> None:
     assert (await fresh.read_json())["usage"]["completion_tokens"] == 3
     await on_thread(lambda: IdempotentRequest.objects.update(expires_at="2026-01-01T00:00:00Z"))
     assert await on_thread(idempotency_records.forget_expired) == 1
+
+
+async def test_a_response_that_is_made_again_is_stored_once(cast: Cast) -> None:
+    """Under the id that its first try told, or, where that try came to nothing, in its place."""
+
+    def respond() -> Exchange:
+        value = {"model": CHAT, "input": "Hello", "max_output_tokens": 5}
+        return Exchange("POST", "/v1/responses", key=cast.raw, value=value, headers={"idempotency-key": "k1"})
+
+    def die(**changes: Any) -> None:
+        IdempotentRequest.objects.update(body=None, status=None, lease_until="2026-01-01T00:00:00Z", **changes)
+
+    def list_ids() -> list[str]:
+        return list(StoredResponse.objects.values_list("public_id", flat=True))
+
+    made = await respond().read_json()
+    assert await count_charges() == 1
+    await on_thread(die)
+    assert (await respond().read_json())["id"] == made["id"]
+    assert await on_thread(list_ids) == [made["id"]]
+    # another try, that ended without an answer and cost nothing
+    row: Any = await on_thread(UsageRecord.objects.get)
+    row.pk, row.job_id, row.finish_reason, row.cost_nanousd = None, "job_failed", "error", 0
+    await on_thread(row.save)
+    await on_thread(lambda: StoredResponse.objects.update(job_id="job_failed"))
+    await on_thread(lambda: die(request_id="req_failed"))
+    other = await respond().read_json()
+    assert other["id"] != made["id"] and other["output"]
+    assert await on_thread(list_ids) == [other["id"]]
