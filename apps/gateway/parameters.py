@@ -48,6 +48,9 @@ def read_object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise AiscaleError(Code.INVALID_JSON, "The body of your request must be a JSON object.")
     _check_text(value, "")
+    # each name is followed by a colon: one that was overwritten took its colon with it
+    if body.count(b":") > msgspec.json.encode(value).count(b":"):
+        _check_repeated(body)
     return value
 
 
@@ -77,11 +80,7 @@ def convert(
             if isinstance(value, dict):
                 value = {inner: given for inner, given in value.items() if given is not None}
             if not any(type(value) is type(allowed) and value == allowed for allowed in defaults_only[name]):
-                raise AiscaleError(
-                    Code.UNSUPPORTED_PARAMETER,
-                    f"The parameter {name!r} is not supported by this service. Leave it out.",
-                    param=name,
-                )
+                raise _refuse_value(name, defaults_only[name])
         elif name in known:
             given[name] = value
         else:
@@ -91,7 +90,7 @@ def convert(
     try:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        raise _explain(error) from error
+        raise _explain(error, kind) from error
 
 
 _LABELS: dict[str, type] = {
@@ -123,11 +122,7 @@ def read_query(
             found[name] = value
         elif name in served:
             if value not in served[name]:
-                raise AiscaleError(
-                    Code.UNSUPPORTED_PARAMETER,
-                    f"The parameter {name!r} is not supported by this service. Leave it out.",
-                    param=name,
-                )
+                raise _refuse_value(name, served[name])
         else:
             raise AiscaleError(
                 Code.INVALID_REQUEST, f"Unrecognized request argument supplied: {name[:100]}.", param=name[:100]
@@ -174,7 +169,33 @@ def check_range(name: str, value: float | None, low: float, high: float, *, open
     raise AiscaleError(Code.INVALID_REQUEST, f"{name} is {value:g}; it must be {words}.", param=name)
 
 
-def _explain(error: msgspec.ValidationError) -> AiscaleError:
+def _refuse_value(name: str, served: Sequence[Any]) -> AiscaleError:
+    """Refuse a parameter of which only some values are served, and name those that are words."""
+    words = [json.dumps(value) for value in served if isinstance(value, str)]
+    what = f"only supports {_list(words)} for {name!r}. Send that, or leave it out" if words else ""
+    what = what or f"does not support the parameter {name!r}. Leave it out"
+    return AiscaleError(Code.UNSUPPORTED_PARAMETER, f"This service {what}.", param=name)
+
+
+def _list(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _list_choices(kind: Any, path: str) -> list[str]:
+    """List the words that may stand at a place in a body, as JSON; none where any may. For errors: it looks at classes."""
+    types = [msgspec.inspect.type_info(kind)]
+    for step in re.findall(r"\w+|\[", path):
+        fields = [field for each in types if isinstance(each, msgspec.inspect.StructType) for field in each.fields]
+        if step == "[":
+            types = [each.item_type for each in types if isinstance(each, msgspec.inspect.ListType)]
+        elif not step.isdigit():
+            types = [field.type for field in fields if field.encode_name == step]
+        types = [one for each in types for one in getattr(each, "types", (each,))]
+    return [json.dumps(value) for each in types for value in getattr(each, "values", ()) if value is not None]
+
+
+def _explain(error: msgspec.ValidationError, kind: Any) -> AiscaleError:
     text = str(error)
     found = _PATH.search(text)
     reason = _PATH.sub("", text).replace("Object missing required field", "You must provide the parameter")
@@ -191,9 +212,25 @@ def _explain(error: msgspec.ValidationError) -> AiscaleError:
     if missing:
         param = f"{param}.{missing.group(1)}" if param else missing.group(1)
         reason = f"You must provide the parameter {param}"
+    elif param and reason.startswith("Invalid enum value") and (choices := _list_choices(kind, param)):
+        reason = f"{reason.replace('Invalid enum value', f'Invalid value for {param}:')}; it must be {_list(choices)}"
     elif param:
         reason = f"Invalid type for {param}: {reason[:1].lower()}{reason[1:]}"
     return AiscaleError(Code.INVALID_REQUEST, f"{reason.replace('`', '')}.", param=param or None)
+
+
+def _check_repeated(body: bytes) -> None:
+    """Find the name that an object of the body holds twice, of which the last would count. Raises: AiscaleError (INVALID_REQUEST)."""
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        names = set[str]()
+        for name, _ in pairs:
+            if name in names:
+                what = f"{name[:100]!r} stands twice in one object of the body. Send it once"
+                raise AiscaleError(Code.INVALID_REQUEST, f"{what}.", param=name[:100])
+            names.add(name)
+
+    json.loads(body, object_pairs_hook=check)
 
 
 def _check_surrogates(body: bytes) -> None:

@@ -276,3 +276,48 @@ async def test_without_redis_nothing_is_served(cast: Cast, settings: Any) -> Non
     settings.REDIS_URL = "unix:///nowhere/valkey.sock"
     exchange = await refuse("/v1/chat/completions", 503, "backend_unavailable", key=cast.raw, value=chat())
     assert int(exchange.headers["retry-after"]) >= 1
+
+
+TWICE: list[tuple[str, str, str]] = [
+    ("/v1/chat/completions", '{"model": "m", "messages": [], "temperature": 0, "temperature" : 1}', "temperature"),
+    ("/v1/chat/completions", '{"messages": [{"role": "user", "content": "a: b", "content": "c"}]}', "content"),
+    ("/v1/responses", '{"metadata": {"a": "1", "\\u0061": "1"}}', "a"),
+    ("/v1/embeddings", '{"input": "x", "model": "m", "model": "m"}', "model"),
+]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("path", "body", "name"), TWICE)
+async def test_a_name_that_stands_twice_is_refused(cast: Cast, path: str, body: str, name: str) -> None:
+    refused = Exchange("POST", path, key=cast.raw, body=body.encode())
+    error = (await refused.read_json())["error"]
+    assert (refused.status, error["code"], error["param"]) == (400, "invalid_request", name)
+    assert f"'{name}' stands twice" in error["message"]
+
+
+CHOICES: list[tuple[str, dict[str, Any], str, str]] = [
+    (
+        "/v1/messages",
+        {"messages": [{"role": "bot", "content": "x"}], "model": "m", "max_tokens": 1},
+        "messages[0].role",
+        '"assistant" or "user"',
+    ),
+    ("/v1/responses", {"model": "m", "input": "x", "text": {"verbosity": "low"}}, "text.verbosity", '"medium"'),
+    ("/v1/responses", {"model": "m", "input": "x", "service_tier": "flex"}, "service_tier", '"auto" or "default"'),
+    (
+        "/v1/embeddings",
+        {"model": "m", "input": "x", "encoding_format": "hex"},
+        "encoding_format",
+        '"base64" or "float"',
+    ),
+]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("path", "value", "param", "choices"), CHOICES)
+async def test_a_refused_choice_names_the_others(
+    cast: Cast, path: str, value: dict[str, Any], param: str, choices: str
+) -> None:
+    refused = Exchange("POST", path, key=cast.raw, value=value)
+    error = (await refused.read_json())["error"]
+    assert refused.status == 400 and error["param"] == param and choices in error["message"], error
