@@ -25,6 +25,7 @@ class Code(StrEnum):
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     STORAGE_FULL = "storage_full"
+    RANGE_NOT_SATISFIABLE = "range_not_satisfiable"
     UNSUPPORTED_ENCODING = "unsupported_encoding"
     BODY_TIMEOUT = "body_timeout"
     BODY_CUT_SHORT = "body_cut_short"

@@ -9,7 +9,7 @@ METHODS = "GET, POST, DELETE, OPTIONS"
 MAX_AGE_S = 600
 EXPOSED = (
     "x-request-id, request-id, retry-after, x-should-retry, x-aiscale-cache, x-aiscale-cache-similarity, x-aiscale-moderation, "
-    "idempotent-replayed, openai-processing-ms, content-disposition, "
+    "idempotent-replayed, openai-processing-ms, content-disposition, content-range, "
     "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )

@@ -15,6 +15,7 @@ from apps.accounts.callers import Caller, on_thread
 from apps.gateway import idempotency
 from apps.gateway.exchange import Exchange
 from apps.gateway.files import keeping
+from apps.gateway.files.ranges import read_range
 from apps.gateway.files.uploads import Upload, read_upload
 from apps.gateway.models import StoredFile
 from apps.gateway.parameters import read_query
@@ -79,17 +80,28 @@ async def answer_file(exchange: Exchange, caller: Caller, body: bytes) -> None:
 
 
 async def answer_content(exchange: Exchange, caller: Caller, body: bytes) -> None:
-    """Send a file's bytes, piece by piece. Raises: AiscaleError (NOT_FOUND)."""
+    """Send a file's bytes, or the range of them that is asked for, piece by piece.
+
+    Raises: AiscaleError (NOT_FOUND, RANGE_NOT_SATISFIABLE).
+    """
     row = await _get(exchange, caller)
+    wanted = exchange.find_header("range") if exchange.method == "GET" else None
+    asked = read_range(wanted, exchange.find_header("if-range"), row.size_bytes)
+    start, end = asked or (0, row.size_bytes)
     file = await asyncio.to_thread(keeping.open_file, row)
     try:
         headers = {
             "content-type": "application/octet-stream",
-            "content-length": str(row.size_bytes),
+            "content-length": str(end - start),
             "content-disposition": f"attachment; filename*=UTF-8''{quote(row.filename)}",
+            "accept-ranges": "bytes",
         }
-        await exchange.start_download(headers)
-        while part := await asyncio.to_thread(file.read, READ_BYTES):
+        if asked is not None:
+            headers["content-range"] = f"bytes {start}-{end - 1}/{row.size_bytes}"
+            await asyncio.to_thread(file.seek, start)
+        await exchange.start_download(headers, 200 if asked is None else 206)
+        while start < end and (part := await asyncio.to_thread(file.read, min(READ_BYTES, end - start))):
+            start += len(part)
             await exchange.send_part(part)
         await exchange.end_stream()
     finally:

@@ -26,6 +26,7 @@ STATUSES = {
     409: "The same request is being answered",
     413: "The body is too large",
     415: "The body's encoding is not read here",
+    416: "The file has no such range of bytes",
     422: "The Idempotency-Key was used for another request",
     429: "A limit; `Retry-After` says when to come back, where waiting helps",
     500: "Something went wrong on our side",
@@ -161,6 +162,7 @@ def _make_answers(route: Route) -> dict[str, Any]:
     elif route.download:
         content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
         answers["200"] = {"description": "The file's bytes", "content": content}
+        answers["206"] = {"description": "The bytes that the header Range asks for", "content": content}
     elif route.method != "DELETE":
         answers["200"] = {"description": "Answered", "content": {"application/json": {"schema": {}}}}
     for status in sorted(_list_statuses(route)):
@@ -176,6 +178,8 @@ def _list_statuses(route: Route) -> set[int]:
         found.update(WITH_BODY, WITH_INFERENCE)
     if route.method == "POST":
         found.update(WITH_KEY)
+    if route.download:
+        found.add(416)
     if _is_anthropics(route):
         found.add(529)
     return found

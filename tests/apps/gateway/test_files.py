@@ -64,6 +64,40 @@ async def test_a_file_comes_back_as_it_went(cast: Cast, storage: Any) -> None:
         assert (await get(cast, path))[0] == 404
 
 
+RANGES: list[tuple[str, int, slice]] = [
+    ("bytes=0-9", 206, slice(0, 10)),
+    ("bytes=990-", 206, slice(990, 1000)),
+    ("bytes=5-5000", 206, slice(5, 1000)),
+    ("Bytes = -7", 206, slice(993, 1000)),
+    ("bytes=-5000", 206, slice(0, 1000)),
+    ("bytes=1000-", 416, slice(0)),
+    ("bytes=-0", 416, slice(0)),
+    ("bytes=9-5", 200, slice(0, 1000)),
+    ("bytes=0-1,5-6", 200, slice(0, 1000)),
+    ("lines=0-1", 200, slice(0, 1000)),
+    ("bytes=a-b", 200, slice(0, 1000)),
+]
+
+
+@pytest.mark.parametrize(("wanted", "status", "part"), RANGES)
+async def test_a_part_of_a_file(cast: Cast, wanted: str, status: int, part: slice) -> None:
+    data = bytes(number % 251 for number in range(1000))
+    made = await upload(cast, make_body(data, purpose="batch")).read_json()
+    path = f"/v1/files/{made['id']}/content"
+    exchange = Exchange("GET", path, key=cast.raw, headers={"range": wanted})
+    body = await exchange.read()
+    assert exchange.status == status
+    if status == 416:
+        assert exchange.headers["content-range"] == "bytes */1000"
+        assert json.loads(body)["error"]["code"] == "range_not_satisfiable"
+        return
+    assert body == data[part] and exchange.headers["content-length"] == str(len(body))
+    ends = f"bytes {part.start}-{part.stop - 1}/1000" if status == 206 else None
+    assert exchange.headers.get("content-range") == ends and exchange.headers["accept-ranges"] == "bytes"
+    whole = Exchange("GET", path, key=cast.raw, headers={"range": wanted, "if-range": '"x"'})
+    assert await whole.read() == data and whole.status == 200
+
+
 async def test_lists_come_in_pages(cast: Cast) -> None:
     ids = [(await upload(cast, make_body(purpose="batch")).read_json())["id"] for _ in range(3)]
     first = json.loads((await get(cast, "/v1/files?limit=2"))[1])
