@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -27,6 +28,14 @@ def test_the_document_names_every_route_and_is_valid() -> None:
     names = [item["operationId"] for path in made["paths"].values() for item in path.values()]
     assert len(names) == len(set(names))
     assert not [name for name in made["components"]["schemas"] if name.startswith("apps.")]
+
+
+def test_each_landmark_of_the_page_has_a_name_of_its_own(client: Client) -> None:
+    page = client.get("/api/docs").content.decode()
+    names = [re.sub(r"<.*?>", "", heading) for _, heading in re.findall(r'<h2 id="([\w-]+)"[^>]*>(.*?)</h2>', page)]
+    regions = re.findall(r'role="region" aria-label="([^"]*)"', page)
+    assert len(names) > 8 and len(regions) > 20
+    assert len({*names, *regions}) == len(names) + len(regions)
 
 
 def test_every_status_that_errors_have_is_described() -> None:
