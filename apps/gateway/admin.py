@@ -102,7 +102,9 @@ class BatchAdmin(Kept):
         for batch in queryset.select_related("organization"):
             try:
                 with transaction.atomic():
-                    batches.cancel(batch.organization.public_id, batch.public_id)
+                    batches.cancel(
+                        batch.organization.public_id, batch.public_id, of_messages=batch.endpoint == batches.MESSAGES
+                    )
                     note(request, batch, "cancel")
             except AiscaleError as refusal:
                 messages.warning(request, refusal.message)

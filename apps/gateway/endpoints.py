@@ -4,11 +4,12 @@ from typing import Any
 
 from apps.gateway import chat_schema, embeddings, moderations, shapes, text_schema
 from apps.gateway.batches import answers as batches
+from apps.gateway.batches import messages as message_batches
 from apps.gateway.chat_completions import answer_chat
 from apps.gateway.embeddings import answer_embeddings
 from apps.gateway.files import answers as files
+from apps.gateway.messages import batch_shapes, pages
 from apps.gateway.messages import creation as messages
-from apps.gateway.messages import pages
 from apps.gateway.messages import schema as messages_schema
 from apps.gateway.model_list import answer_model, answer_models, refuse_model_deletion
 from apps.gateway.responses import schema as responses_schema
@@ -22,6 +23,7 @@ _SAID = [{"role": "user", "content": "What is the capital of France?"}]
 _LIMIT: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": 100}
 _ORDER: dict[str, Any] = {"enum": ["asc", "desc"]}
 _ID: dict[str, Any] = {"type": "string"}
+_PAGES: dict[str, Any] = {"limit": _LIMIT | {"maximum": pages.MOST}, "after_id": _ID, "before_id": _ID}
 
 _GENERATION = [
     Route(
@@ -162,6 +164,58 @@ _MESSAGES = [
         response=shapes.TokenCount,
         example={"model": _CHAT, "messages": _SAID},
     ),
+    Route(
+        method="POST",
+        path="/v1/messages/batches",
+        answer=message_batches.answer_creation,
+        tag="Messages",
+        summary="Run many requests at half price, within a day",
+        response=batch_shapes.MessageBatch,
+        body="json",
+        request=message_batches.MessageBatchBody,
+        example={"requests": [{"custom_id": "one", "params": {"model": _CHAT, "messages": _SAID, "max_tokens": 40}}]},
+    ),
+    Route(
+        method="GET",
+        path="/v1/messages/batches",
+        answer=message_batches.answer_list,
+        tag="Messages",
+        summary="List batches of messages",
+        response=batch_shapes.MessageBatchList,
+        query=_PAGES,
+    ),
+    Route(
+        method="GET",
+        path="/v1/messages/batches/{message_batch_id}",
+        answer=message_batches.answer_batch,
+        tag="Messages",
+        summary="Describe a batch of messages",
+        response=batch_shapes.MessageBatch,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/messages/batches/{message_batch_id}",
+        answer=message_batches.answer_deletion,
+        tag="Messages",
+        summary="Delete a batch that has ended, with its results",
+        response=batch_shapes.DeletedMessageBatch,
+    ),
+    Route(
+        method="POST",
+        path="/v1/messages/batches/{message_batch_id}/cancel",
+        answer=message_batches.answer_cancellation,
+        tag="Messages",
+        summary="Start no more requests of a batch of messages",
+        response=batch_shapes.MessageBatch,
+    ),
+    Route(
+        method="GET",
+        path="/v1/messages/batches/{message_batch_id}/results",
+        answer=message_batches.answer_results,
+        tag="Messages",
+        summary="Download what came of each request, a line of JSON each",
+        download=True,
+    ),
 ]
 
 _FILES = [
@@ -266,7 +320,7 @@ _MODELS = [
         tag="Models",
         summary="List the models you may use; in Anthropic's shape where the header anthropic-version is sent",
         response=shapes.ModelList,
-        query={"limit": _LIMIT | {"maximum": pages.MOST}, "after_id": _ID, "before_id": _ID},
+        query=_PAGES,
     ),
     Route(
         method="GET",

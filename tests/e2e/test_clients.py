@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,26 @@ def test_anthropics_client(claude: anthropic.Anthropic) -> None:
     config: anthropic.types.OutputConfigParam = {"format": {"type": "json_schema", "schema": schema}}
     shaped = claude.messages.create(model=CHAT_MODEL, max_tokens=60, messages=said, output_config=config)
     assert shaped.content[0].type == "text" and "capital" in json.loads(shaped.content[0].text)
+
+
+def test_anthropics_batches(claude: anthropic.Anthropic) -> None:
+    said: list[anthropic.types.MessageParam] = [{"role": "user", "content": QUESTION}]
+    made = claude.messages.batches.create(
+        requests=[
+            {"custom_id": "good", "params": {"model": CHAT_MODEL, "max_tokens": 20, "messages": said}},
+            {"custom_id": "bad", "params": {"model": "nobody", "max_tokens": 20, "messages": said}},
+        ]
+    )
+    ends_at = time.monotonic() + 60
+    while (batch := claude.messages.batches.retrieve(made.id)).processing_status != "ended":
+        assert time.monotonic() < ends_at
+        time.sleep(0.5)
+    assert (batch.request_counts.succeeded, batch.request_counts.errored) == (1, 1)
+    results = {line.custom_id: line.result for line in claude.messages.batches.results(made.id)}
+    assert results["good"].type == "succeeded" and results["good"].message.content[0].type == "text"
+    assert results["bad"].type == "errored" and results["bad"].error.error.type == "not_found_error"
+    assert made.id in [batch.id for batch in claude.messages.batches.list(limit=1)]
+    assert claude.messages.batches.delete(made.id).type == "message_batch_deleted"
 
 
 def test_anthropics_errors(claude: anthropic.Anthropic, healthy: Stack) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from aiscale import listing
@@ -22,6 +23,8 @@ WINDOW = timedelta(hours=24)
 MAX_OPEN = 50
 """Batches that an organization may have open at a time."""
 
+MESSAGES = "/v1/messages"
+"""The endpoint of batches that came in Anthropic's dialect (`apps.gateway.batches.messages`): in OpenAI's they do not exist."""
 DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {"output_expires_after": ()}
 
 
@@ -54,7 +57,7 @@ async def answer_list(exchange: Exchange, caller: Caller, body: bytes) -> None:
     """List batches, newest first. Raises: AiscaleError."""
     query = parameters.read_query(exchange.query_string, known=("limit", "after"))
     page = listing.read_page(query, most=100, default=20)
-    rows = Batch.objects.of(caller.organization_id)
+    rows = select(caller.organization_id)
     await exchange.send_json(200, await on_thread(lambda: listing.make_list(rows, page, describe)))
 
 
@@ -64,9 +67,15 @@ async def answer_cancellation(exchange: Exchange, caller: Caller, body: bytes) -
     await exchange.send_json(200, describe(await on_thread(lambda: cancel(caller.organization_id, batch_id))))
 
 
-def get(organization_id: str, batch_id: str) -> Batch:
+def select(organization_id: str, *, of_messages: bool = False) -> QuerySet[Batch]:
+    """Return an organization's own batches: those of one dialect."""
+    rows = Batch.objects.of(organization_id)
+    return rows.filter(endpoint=MESSAGES) if of_messages else rows.exclude(endpoint=MESSAGES)
+
+
+def get(organization_id: str, batch_id: str, *, of_messages: bool = False) -> Batch:
     """Return an organization's own batch. I/O: one SQL statement. Raises: AiscaleError (NOT_FOUND)."""
-    found: Batch | None = Batch.objects.of(organization_id).filter(public_id=batch_id).first()
+    found = select(organization_id, of_messages=of_messages).filter(public_id=batch_id).first()
     if found is None:
         raise AiscaleError(Code.NOT_FOUND, f"No batch has the id {batch_id[:60]!r}.", param="batch_id")
     return found
@@ -82,9 +91,7 @@ def _create(caller: Caller, wanted: BatchBody, request_id: str) -> Batch:
     if file.purpose != "batch":
         message = f"The file {file.public_id} has the purpose {file.purpose}; upload one with the purpose batch."
         raise AiscaleError(Code.INVALID_REQUEST, message, param="input_file_id")
-    if Batch.objects.of(caller.organization_id).filter(status__in=Batch.OPEN).count() >= MAX_OPEN:
-        message = f"Your organization has {MAX_OPEN} open batches. Wait until one of them is done."
-        raise AiscaleError(Code.TOO_MANY_IN_FLIGHT, message, retry_after_s=60)
+    check_open(caller.organization_id)
     now = timezone.now()
     return Batch.objects.create(
         public_id=batch_id,
@@ -97,10 +104,17 @@ def _create(caller: Caller, wanted: BatchBody, request_id: str) -> Batch:
     )
 
 
-def cancel(organization_id: str, batch_id: str) -> Batch:
+def check_open(organization_id: str) -> None:
+    """Raise: AiscaleError (TOO_MANY_IN_FLIGHT) where no more batches may be opened for now. I/O: one SQL statement."""
+    if Batch.objects.of(organization_id).filter(status__in=Batch.OPEN).count() >= MAX_OPEN:
+        message = f"Your organization has {MAX_OPEN} open batches. Wait until one of them is done."
+        raise AiscaleError(Code.TOO_MANY_IN_FLIGHT, message, retry_after_s=60)
+
+
+def cancel(organization_id: str, batch_id: str, *, of_messages: bool = False) -> Batch:
     """Have no more lines started. I/O: SQL. Raises: AiscaleError (NOT_FOUND; INVALID_REQUEST for one that has ended)."""
     with transaction.atomic():
-        get(organization_id, batch_id)
+        get(organization_id, batch_id, of_messages=of_messages)
         row: Batch = Batch.objects.select_for_update().get(public_id=batch_id)
         if row.status in (Batch.Status.VALIDATING, Batch.Status.IN_PROGRESS):
             row.status, row.due_at = Batch.Status.CANCELLING, None

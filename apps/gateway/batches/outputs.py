@@ -8,7 +8,9 @@ import msgspec
 from django.db import transaction
 from django.utils import timezone
 
+from apps.gateway.batches.answers import MESSAGES
 from apps.gateway.batches.lines import name_request
+from apps.gateway.batches.messages import describe_result
 from apps.gateway.files import keeping
 from apps.gateway.models import Batch, BatchLine
 
@@ -18,14 +20,19 @@ READ_AT_ONCE = 200
 def write(batch: Batch) -> None:
     """Write the output and the error file and close the batch. Again after a crash: the same files, written anew.
 
-    I/O: reads all lines, writes up to two files, one SQL transaction.
+    In Anthropic's dialect it is one file, of all requests. I/O: reads all lines, writes up to two files, one SQL transaction.
     """
     answers = batch.lines.filter(state=BatchLine.State.DONE, status_code=200)
     errors = batch.lines.filter(state=BatchLine.State.DONE).exclude(status_code=200)
     if batch.outcome == Batch.Status.EXPIRED:
         errors = batch.lines.exclude(state=BatchLine.State.DONE, status_code=200)
-    batch.output_file_id = _write_file(batch, "o", "output", _describe(batch, answers))
-    batch.error_file_id = _write_file(batch, "e", "errors", _describe(batch, errors))
+    if batch.endpoint == MESSAGES:
+        everything = batch.lines.order_by("number").iterator(chunk_size=READ_AT_ONCE)
+        results = (describe_result(batch, line) for line in everything)
+        batch.output_file_id = _write_file(batch, "o", "results", results)
+    else:
+        batch.output_file_id = _write_file(batch, "o", "output", _describe(batch, answers))
+        batch.error_file_id = _write_file(batch, "e", "errors", _describe(batch, errors))
     with transaction.atomic():
         closed = Batch.objects.filter(pk=batch.pk, status=Batch.Status.FINALIZING).update(
             status=batch.outcome,

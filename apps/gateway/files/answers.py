@@ -84,7 +84,11 @@ async def answer_content(exchange: Exchange, caller: Caller, body: bytes) -> Non
 
     Raises: AiscaleError (NOT_FOUND, RANGE_NOT_SATISFIABLE).
     """
-    row = await _get(exchange, caller)
+    await send_file(exchange, await _get(exchange, caller))
+
+
+async def send_file(exchange: Exchange, row: StoredFile) -> None:
+    """Answer with a file. I/O: the storage. Raises: as `answer_content`."""
     wanted = exchange.find_header("range") if exchange.method == "GET" else None
     asked = read_range(wanted, exchange.find_header("if-range"), row.size_bytes)
     start, end = asked or (0, row.size_bytes)

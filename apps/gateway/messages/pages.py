@@ -1,7 +1,9 @@
 """Answer with lists in pages, as Anthropic does: ``limit``, ``after_id``, ``before_id``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from django.db.models import QuerySet
 
 from aiscale.errors import AiscaleError, Code
 
@@ -36,6 +38,20 @@ def cut(items: Sequence[dict[str, Any]], page: Page) -> dict[str, Any]:
         return word(before[-page.limit :], has_more=len(before) > page.limit)
     rest = items if page.after_id is None else items[_find(ids, page.after_id, "after_id") + 1 :]
     return word(rest[: page.limit], has_more=len(rest) > page.limit)
+
+
+def make_list(rows: QuerySet[Any], page: Page, describe: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """Return one page of rows, which have a public id, newest first. I/O: one or two SQL statements. Raises: AiscaleError (NOT_FOUND)."""
+    for wanted_id, param in ((page.after_id, "after_id"), (page.before_id, "before_id")):
+        if wanted_id is None:
+            continue
+        start = rows.filter(public_id=wanted_id).values_list("pk", flat=True).first()
+        if start is None:
+            raise refuse_id(wanted_id, param)
+        rows = rows.filter(pk__lt=start) if param == "after_id" else rows.filter(pk__gt=start)
+    found = list(rows.order_by("-pk" if page.before_id is None else "pk")[: page.limit + 1])
+    data = [describe(row) for row in found[: page.limit]]
+    return word(data if page.before_id is None else data[::-1], has_more=len(found) > page.limit)
 
 
 def word(data: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:

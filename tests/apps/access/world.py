@@ -117,6 +117,7 @@ class World:
             "file_id": "file_1",
             "response_id": "resp_1",
             "batch_id": "batch_1",
+            "message_batch_id": "msgbatch_1",
             "request_id": "req_member",
             "endpoint_id": self.endpoint.public_id,
             "delivery_id": "msg_1",
@@ -151,6 +152,15 @@ class World:
                 "organization": self.acme,
                 "input_file_id": "file_1",
                 "status": "validating",
+                "expires_at": until,
+            },
+        )
+        Batch.objects.update_or_create(
+            public_id=self.values["message_batch_id"],
+            defaults={
+                "organization": self.acme,
+                "endpoint": "/v1/messages",
+                "status": "in_progress",
                 "expires_at": until,
             },
         )
