@@ -108,8 +108,14 @@ _RESPONSES = [
         path="/v1/responses/{response_id}",
         answer=stored.answer_stored,
         tag="Responses",
-        summary="Fetch a stored response",
+        summary="Fetch a stored response, or its events from any of them on",
         response=shapes.Response,
+        streams=True,
+        query={
+            "stream": {"type": "boolean"},
+            "starting_after": {"type": "integer", "minimum": 0},
+            "include_obfuscation": {"type": "boolean"},
+        },
     ),
     Route(
         method="DELETE",

@@ -175,6 +175,16 @@ def test_answers_are_objects_of_the_callers_class(client: OpenAI) -> None:
     assert response.output_parsed == parsed.choices[0].message.parsed
 
 
+def test_streams_a_background_response_again(client: OpenAI) -> None:
+    events = list(
+        client.responses.create(model=CHAT_MODEL, input="Hello", max_output_tokens=6, background=True, stream=True)
+    )
+    first, last = events[0], events[-1]
+    assert first.type == "response.created" and last.type in ("response.completed", "response.incomplete")
+    again = list(client.responses.retrieve(first.response.id, stream=True, starting_after=2))
+    assert [event.sequence_number for event in again] == [event.sequence_number for event in events[3:]]
+
+
 def test_counts_the_tokens_of_an_input(client: OpenAI) -> None:
     made = client.responses.create(model=CHAT_MODEL, input="Hello", max_output_tokens=2, user="u-1")
     counted = client.responses.input_tokens.count(model=CHAT_MODEL, input="Hello")

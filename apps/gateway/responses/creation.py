@@ -11,6 +11,7 @@ from apps.gateway.cache_wishes import read_wish
 from apps.gateway.exchange import Exchange
 from apps.gateway.formats import read_format
 from apps.gateway.responses import objects, storage
+from apps.gateway.responses.following import Follower
 from apps.gateway.responses.items import join_calls, read_tools
 from apps.gateway.responses.output import Output
 from apps.gateway.responses.schema import InputBody, read_input, read_response
@@ -52,7 +53,12 @@ async def answer_creation(exchange: Exchange, caller: Caller, body: bytes) -> No
             await on_thread(lambda: storage.create(caller.organization_id, head, run.job_id, said, previous_id))
         if wanted.background:
             run.detach()
-            await exchange.send_json(200, head, run.headers)
+            if not wanted.stream:
+                await exchange.send_json(200, head, run.headers)
+                return
+            # told from the log: a client that leaves ends nothing, and may come back
+            exchange.obfuscates = obfuscation.is_wished(wanted.stream_options)
+            await Stream(exchange, head, Follower(run.job_id, head, run.headers), is_own=False).send()
         elif wanted.stream:
             exchange.obfuscates = obfuscation.is_wished(wanted.stream_options)
             await Stream(exchange, head, run).send()

@@ -7,18 +7,24 @@ from aiscale.errors import AiscaleError, Code
 from apps.accounts.callers import Caller, on_thread
 from apps.gateway.exchange import Exchange
 from apps.gateway.models import StoredResponse
-from apps.gateway.parameters import read_query
-from apps.gateway.responses import storage, upkeep
+from apps.gateway.parameters import QUERIES_OF_CLIENTS, read_query
+from apps.gateway.responses import following, storage, upkeep
 from apps.gateway.responses.items import describe
 from apps.inference import queue
 
+_QUERIES: dict[str, tuple[str, ...]] = {"beta": QUERIES_OF_CLIENTS["beta"], "include": ()}
 CANCEL_TRIES, CANCEL_PAUSE_S = 50, 0.1
 
 
 async def answer_stored(exchange: Exchange, caller: Caller, body: bytes) -> None:
-    """Return one response as it is now. Raises: AiscaleError (NOT_FOUND)."""
+    """Return one response as it is now, or its events. Raises: AiscaleError (NOT_FOUND, INVALID_REQUEST)."""
+    query = read_query(exchange.query_string, known=following.PARAMETERS, defaults_only=_QUERIES)
+    streams, starting_after, exchange.obfuscates = following.read_wish(query)
     row = await _get(exchange, caller)
-    await exchange.send_json(200, row.response)
+    if streams:
+        await following.send(exchange, row, starting_after)
+    else:
+        await exchange.send_json(200, row.response)
 
 
 async def answer_input_items(exchange: Exchange, caller: Caller, body: bytes) -> None:

@@ -1,23 +1,45 @@
 """Tell a response as its events."""
 
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
 
 from aiscale.errors import AiscaleError
-from aiscale.wire.events import Delta, Finished
+from aiscale.wire.events import Delta, Event, Finished
 from apps.gateway.exchange import Exchange
 from apps.gateway.responses import objects, storage
 from apps.gateway.responses.output import Item, Output
-from apps.gateway.streaming import COMMENT, check_end, with_silences
-from apps.inference.completions import Run
+from apps.gateway.streaming import COMMENT, with_silences
+from apps.inference.endings import make_failure
+
+
+class Source(Protocol):
+    """Tell what becomes of a job: a `Run`, or who follows one."""
+
+    headers: dict[str, str]
+
+    def events(self) -> AsyncIterator[Event]: ...
 
 
 class Stream:
-    """Send one response as its events. An item is opened when something of it comes, and closed when another one begins."""
+    """Send one response as its events. An item is opened when something of it comes, and closed when another one begins.
 
-    def __init__(self, exchange: Exchange, head: dict[str, Any], run: Run) -> None:
+    The events of the same job are always numbered alike: who comes back names the last one that came (``starting_after``).
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        head: dict[str, Any],
+        run: Source,
+        starting_after: int = -1,
+        is_own: bool = True,
+    ) -> None:
+        """``is_own``: the run is this request's alone, so that its failure is the response's end; else others find out how it ended."""
         self._exchange = exchange
         self._head = head
         self._run = run
+        self._starting_after = starting_after
+        self._is_own = is_own
         self._sequence_number = 0
         self._output = Output(head["id"])
         self._open: Item | None = None
@@ -27,7 +49,8 @@ class Stream:
         try:
             async for event in with_silences(self._run.events()):
                 if isinstance(event, Finished):
-                    check_end(self._run, event)
+                    if event.finish_reason not in ("stop", "length"):
+                        raise make_failure(event, self._run.headers)
                     await self._end(event)
                 elif isinstance(event, Delta):
                     await self._begin()
@@ -38,7 +61,8 @@ class Stream:
                     await self._exchange.send_part(COMMENT)
         except AiscaleError as error:
             failed = objects.fail(self._head, error)
-            await storage.keep(failed)
+            if self._is_own:
+                await storage.keep(failed)
             if not self._exchange.started:
                 raise
             self._exchange.failed = True
@@ -98,8 +122,10 @@ class Stream:
         await self._say(f"response.{response['status']}", response=response)
 
     async def _say(self, kind: str, **fields: Any) -> None:
-        await self._exchange.send_event({"type": kind, "sequence_number": self._sequence_number, **fields}, kind)
+        number = self._sequence_number
         self._sequence_number += 1
+        if number > self._starting_after:
+            await self._exchange.send_event({"type": kind, "sequence_number": number, **fields}, kind)
 
 
 def _place(item: Item) -> dict[str, Any]:

@@ -50,14 +50,14 @@ async def read_output(response: dict[str, Any], text: str) -> Output:
     tools, output = items.read_tools(response["tools"], "auto", None), Output(response["id"])
     told: list[tuple[str, tuple[ToolCallPart, ...]]] = [(text, ())]
     if tools is not None:
-        reader = make_reader(await _find_style(response["model"]), tools)
+        reader = make_reader(await find_style(response["model"]), tools)
         told = [reader.take(text), reader.end()]
     for said, calls in told:
         output.add(Delta(job_id="", seq=0, text=said, completion_tokens=0, tool_calls=calls))
     return output
 
 
-async def _find_style(slug: str) -> Style:
+async def find_style(slug: str) -> Style:
     """Say how a model calls tools. I/O: as `catalog.get_model`."""
     try:
         return prompts.get_reader(await catalog.get_model(slug)).style or Style.HERMES

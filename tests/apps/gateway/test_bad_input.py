@@ -260,7 +260,7 @@ async def test_paths_and_methods(cast: Cast) -> None:
     for method, path, query, name in (
         ("GET", "/v1/models", "order=asc", "order"),
         ("POST", "/v1/embeddings", "api-version=1", "api-version"),
-        ("GET", "/v1/responses/resp_x", "stream=true", "stream"),
+        ("GET", "/v1/responses/resp_x", "stop=true", "stop"),
     ):
         ignored = Exchange(method, path, key=cast.raw, value={}, query=query)
         assert (await ignored.read_json())["error"]["param"] == name and ignored.status == 400

@@ -205,7 +205,6 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"truncation": "auto"}, "unsupported_parameter", "truncation"),
     ({"conversation": "conv_1"}, "unsupported_parameter", "conversation"),
     ({"background": True, "store": False}, "invalid_request", "store"),
-    ({"background": True, "stream": True}, "unsupported_parameter", "stream"),
     ({"previous_response_id": "resp_nope"}, "not_found", "previous_response_id"),
     ({"metadata": {"a": "b" * 600}}, "invalid_request", "metadata"),
     ({"messages": []}, "invalid_request", "messages"),
@@ -289,3 +288,68 @@ async def test_tokens_of_an_input_are_counted_as_they_are_charged(cast: Cast) ->
         refused = Exchange("POST", "/v1/responses/input_tokens", key=cast.raw, value=value)
         error = (await refused.read_json())["error"]
         assert (refused.status, error["param"]) == (status, param), error
+
+
+def read_named(body: bytes) -> list[Any]:
+    """Read events that come with their names."""
+    return [json.loads(line.removeprefix("data: ")) for line in body.decode().splitlines() if line.startswith("data: ")]
+
+
+async def stream(cast: Cast, response_id: str, query: str = "", status: int = 200) -> Any:
+    exchange = Exchange("GET", f"/v1/responses/{response_id}", key=cast.raw, query=f"stream=true{query}")
+    body = await exchange.read()
+    assert exchange.status == status, body
+    return read_named(body) if status == 200 else json.loads(body)["error"]
+
+
+async def test_the_events_of_a_stored_response_are_told_again(cast: Cast, redis_url: str) -> None:
+    first = read_named(await ask(cast, stream=True, max_output_tokens=8).read())
+    response_id = first[0]["response"]["id"]
+    assert await stream(cast, response_id) == first
+    assert await stream(cast, response_id, "&starting_after=3") == first[4:]
+    assert await stream(cast, response_id, f"&starting_after={first[-1]['sequence_number']}") == []
+    padded = await stream(cast, response_id, "&include_obfuscation=true")
+    assert any("obfuscation" in event for event in padded)
+    for query, param in (
+        ("stream=maybe", "stream"),
+        ("starting_after=3", "starting_after"),
+        ("stream=true&starting_after=x", "starting_after"),
+        ("include=a", "include"),
+    ):
+        refused = Exchange("GET", f"/v1/responses/{response_id}", key=cast.raw, query=query)
+        assert (await refused.read_json())["error"]["param"] == param and refused.status == 400
+    plain = Exchange("GET", f"/v1/responses/{response_id}", key=cast.raw, query="stream=false")
+    assert await plain.read_json() == first[-1]["response"]
+    stranger = await on_thread(lambda: Cast("bob@example.com"))
+    await stream(stranger, response_id, status=404)
+    Redis.from_url(redis_url).flushall()
+    assert (await stream(cast, response_id, status=400))["param"] == "stream"
+
+
+async def test_a_background_response_streams_and_is_come_back_to(cast: Cast) -> None:
+    """Who leaves ends nothing, and finds every event once."""
+    left = ask(cast, background=True, stream=True, max_output_tokens=40)
+    seen = b""
+    while seen.count(b"output_text.delta") < 6:
+        seen += await left.next_part() or b""
+    left.leave()
+    await left.task
+    known = read_named(seen[: seen.rindex(b"\n\n") + 2])
+    response_id = known[0]["response"]["id"]
+    rest = await stream(cast, response_id, f"&starting_after={known[-1]['sequence_number']}")
+    assert [event["sequence_number"] for event in (*known, *rest)] == list(range(len(known) + len(rest)))
+    final = rest[-1]["response"]
+    assert rest[-1]["type"] == "response.incomplete" and final["usage"]["output_tokens"] == 40
+    assert await fetch(cast, response_id) == (200, final)
+
+
+async def test_a_cancelled_background_response_ends_its_streams(cast: Cast) -> None:
+    going = ask(cast, background=True, stream=True, max_output_tokens=3000)
+    seen = await going.next_part() or b""
+    while b"output_text.delta" not in seen:
+        seen += await going.next_part() or b""
+    response_id = read_named(seen[: seen.index(b"\n\n") + 2])[0]["response"]["id"]
+    _, cancelled = await fetch(cast, response_id, "/cancel", "POST")
+    assert cancelled["status"] == "cancelled"
+    assert read_named(await going.read())[-1]["type"] == "response.failed"
+    assert await fetch(cast, response_id) == (200, cancelled)
