@@ -40,6 +40,15 @@ class Renderer(RendererHTML):
     def table_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
         return '<div class="table-scroll" tabindex="0"><table class="table">'
 
+    def th_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
+        # a style within the page is what our content security policy forbids
+        style = str(tokens[idx].attrs.pop("style", ""))
+        if style.startswith("text-align:"):
+            tokens[idx].attrSet("class", f"align-{style.removeprefix('text-align:')}")
+        return str(self.renderToken(tokens, idx, options, env))
+
+    td_open = th_open
+
     def table_close(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
         return "</table></div>\n"
 

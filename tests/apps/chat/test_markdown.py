@@ -79,6 +79,13 @@ def test_a_formula_appears_once_it_is_closed() -> None:
     assert page.add("So").count("<pre") == 1 and page.tail == "So"
 
 
+def test_columns_are_aligned_without_styles_which_the_page_may_not_have() -> None:
+    html = render("| a | b | c | d |\n|---|--:|:-:|:--|\n| 1 | 2 | 3 | 4 |")
+    assert "style" not in html
+    for cell in ('<th class="align-right">b', '<td class="align-right">2', '<td class="align-center">3', "<td>1"):
+        assert cell in html, html
+
+
 def test_a_stream_shows_blocks_when_they_close() -> None:
     page = StreamRenderer()
     assert page.add("First ") == "" and page.add("paragraph.\n\n") == ""
