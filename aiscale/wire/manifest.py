@@ -24,8 +24,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["generate", "embed", "classify"]
     precision: Literal["fp32", "fp16", "int8", "int4"]
     unsigned_weights: bool = False
-    """Of int8: the weights' bytes have 128 added. Such a model computes exactly on every CPU; one without, only where
-    `workers.engine.sessions.integers_add_up`, and faster there."""
+    """Of int8: made to compute exactly on every CPU, by weights with 128 added or activations in smaller digits
+    (`workers.artifacts.integer`). One without is exact only where `workers.engine.sessions.integers_add_up`, and faster there."""
     files: dict[str, str]
     """File name -> sha256 in hex of every file of the model, the manifest itself left out."""
     file_sizes_bytes: dict[str, int] = {}

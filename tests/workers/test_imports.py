@@ -24,7 +24,6 @@ from workers.artifacts.errors import ArtifactError
 from workers.artifacts.imports import Imported, import_model
 from workers.engine.providers import CPU
 from workers.engine.runner_onnx import OnnxRunner
-from workers.engine.sessions import integers_add_up
 
 PROMPT = [5, 9, 14, 3, 30, 31, 8, 22, 17, 6, 40, 12]
 ARCHITECTURES = ["llama", "qwen2", "qwen3"]
@@ -107,7 +106,7 @@ def test_a_converted_folder_is_taken_as_it_is(tmp_path: Path, tiny_llama: Any) -
 def test_bytes_are_kept_as_the_cpu_multiplies_them(
     tmp_path: Path, tiny_llama: Any, unsigned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both ways hold the same weights, and are two versions. What is unsigned is exact everywhere, what is signed only with int8 units."""
+    """Both ways hold the same weights, and are two versions. What is unsigned is exact everywhere, the other only with int8 units."""
     source = tiny_llama.write_gguf(tmp_path / "tiny.gguf")
     here = import_model(tmp_path / "models", source, "tiny", "int8")
     monkeypatch.setattr("workers.artifacts.integer.integers_add_up", lambda: not unsigned)
@@ -116,8 +115,10 @@ def test_bytes_are_kept_as_the_cpu_multiplies_them(
     made = import_model(tmp_path / "others", source, "tiny", "int8")
     assert made.manifest.unsigned_weights == unsigned
     assert (made.manifest.version == here.manifest.version) == (unsigned == here.manifest.unsigned_weights)
-    if unsigned or integers_add_up():
+    if unsigned == here.manifest.unsigned_weights:
         np.testing.assert_array_equal(compute(made), compute(here))
+    elif unsigned:  # the digits of activations are smaller
+        np.testing.assert_allclose(compute(made), compute(here), rtol=0.02, atol=0.02)
     monkeypatch.setattr("workers.engine.sessions.integers_add_up", lambda: False)
     if unsigned:
         assert import_model(tmp_path / "copies", made.directory, "moved").manifest.unsigned_weights

@@ -25,7 +25,7 @@ from workers.artifacts.errors import ArtifactError, DamagedModel, UnknownModel
 from workers.artifacts.fetch import fetch
 from workers.artifacts.integer import needs_unsigned
 
-REVISIONS = {"generate": 3, "embed": 3, "classify": 2}
+REVISIONS = {"generate": 4, "embed": 3, "classify": 2}
 """Raise one with each change of that kind's converter that changes what it writes: its models get another version. They are apart
 since a new version of an encoder means that every stored vector is made anew (R1)."""
 

@@ -39,6 +39,8 @@ BATCH_INVARIANT: dict[Precision, bool] = {"fp32": True, "fp16": True, "int8": Tr
 MAX_CONTEXT_TOKENS = 32_768
 """Longer models are cut to this: the rotation's table is a file's part, and no CPU serves more."""
 _MOST_LAYERS, _MOST_WIDTH = 512, 1 << 17
+_OPSET = 18
+"""The first with operators on the bits of whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class _DecoderGraph:
         self.unread = set(self.tensors)
         self.shape = shape
         self.precision = precision
-        self.graph = GraphWriter("llama")
+        self.graph = GraphWriter("llama", _OPSET)
         self.dtype = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self.onnx_dtype = FLOAT16 if precision == "fp16" else FLOAT
 

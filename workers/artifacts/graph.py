@@ -29,8 +29,9 @@ Dimension = str | int
 class GraphWriter:
     """Collect nodes and constants; each method returns the name of what it made."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, opset: int = _OPSET) -> None:
+        """``opset``: the version of ONNX's own operators that the nodes are written in."""
+        self._name, self._opset = name, opset
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
         self._inputs: list[Any] = []
@@ -76,7 +77,7 @@ class GraphWriter:
             for tensor in self._constants.values():
                 weights.move(tensor)
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, list(self._constants.values()))
-        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="aiscale")
         size_bytes = model.ByteSize()
         if size_bytes > _PROTOBUF_LIMIT_BYTES:
