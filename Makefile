@@ -37,7 +37,7 @@ bench-gate: ## measure admission: decisions a second, p50 and p99, beside a bare
 
 bench-engine: ## measure generation beside llama.cpp, encoders beside a plain loop, and both beside what the machine can do
 	@$(PYTHON) deploy/install.py bench
-	@PYTHONPATH=. .venv/bin/python deploy/bench/engine.py $(BENCH)
+	@GLIBC_TUNABLES=glibc.malloc.hugetlb=1 PYTHONPATH=. .venv/bin/python deploy/bench/engine.py $(BENCH)
 	@PYTHONPATH=. .venv/bin/python deploy/bench/encoder.py
 
 bench-gateway: ## measure the gateway: known answers, mixed load, overload, streams, memory, LiteLLM; PARTS="known mixed" for some

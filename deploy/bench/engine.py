@@ -2,7 +2,8 @@
 
     make bench-engine
 
-"engine" is the engine as workers run it: sampler, detokenizer, one thread that steps. llama.cpp is the server of the package
+"engine" is the engine as workers run it: sampler, detokenizer, one thread that steps, memory in large pages (`LARGE_PAGES` in
+`aiscale.embedded.stack`; the Makefile sets it, and llama.cpp has it too). llama.cpp is the server of the package
 `xllamacpp` (llama-cpp-python has no wheel), called in this process. Its wheel is built for AVX2; the first line says what it found.
 """
 
