@@ -7,7 +7,7 @@ from aiscale.db import make_public_id
 from aiscale.errors import AiscaleError, Code
 from aiscale.observability import REFUSALS
 from apps.gateway.cors import make_headers
-from apps.gateway.dialects import OPENAI, choose_dialect
+from apps.gateway.dialects import ANTHROPIC, OPENAI, Dialect, choose_dialect
 from apps.gateway.exchange import Scope, Send
 
 RETRY_AFTER_S = 1
@@ -19,24 +19,41 @@ OVERLOADED = AiscaleError(
 )
 
 _refused = REFUSALS.labels(Code.OVERLOADED.value)
-_openai_body = msgspec.json.encode(OPENAI.word(OVERLOADED, ""))
-_fixed = {"content-type": "application/json", "cache-control": "no-store", "x-content-type-options": "nosniff"}
+
+
+class _Wording:
+    """Hold the answer in one dialect, made once: only the request's id is not known yet."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        mark = "\0"
+        self.status = dialect.status_of(OVERLOADED)
+        self.id_names = [b"x-request-id", *(name.encode() for name in dialect.common_headers(mark))]
+        self._body = msgspec.json.encode(dialect.word(OVERLOADED, mark)).split(msgspec.json.encode(mark)[1:-1])
+        size = len(self.write("req_" + "0" * 26))
+        fixed = {"content-type": "application/json", "cache-control": "no-store", "x-content-type-options": "nosniff"}
+        fixed |= {"content-length": str(size), **dialect.headers_of(OVERLOADED)}
+        self.headers = [(name.encode(), value.encode()) for name, value in fixed.items()]
+
+    def write(self, request_id: str) -> bytes:
+        """Return the body."""
+        return request_id.encode().join(self._body)
+
+
+_wordings = {dialect: _Wording(dialect) for dialect in (OPENAI, ANTHROPIC)}
 
 
 async def refuse(scope: Scope, send: Send) -> None:
-    """Answer OVERLOADED. I/O: none but the answer; some ten microseconds of CPU.
+    """Answer OVERLOADED. I/O: none but the answer; some microseconds of CPU.
 
     It is counted (`aiscale_refusals`), and not noted one by one like other refusals: nobody knows the caller yet.
     """
     _refused.inc()
-    headers = dict(scope["headers"])
+    asked = dict(scope["headers"])
     request_id = make_public_id("req")
-    dialect = choose_dialect(scope["path"], has_anthropic_version=b"anthropic-version" in headers)
-    body = _openai_body if dialect is OPENAI else msgspec.json.encode(dialect.word(OVERLOADED, request_id))
-    pairs = _fixed | {"content-length": str(len(body)), "x-request-id": request_id}
-    pairs |= dialect.headers_of(OVERLOADED) | dict(dialect.common_headers(request_id))
-    if b"origin" in headers:
-        pairs |= make_headers(settings.ENV.cors_origins, headers[b"origin"].decode("latin-1"))
-    start = [(name.encode(), value.encode("latin-1")) for name, value in pairs.items()]
-    await send({"type": "http.response.start", "status": dialect.status_of(OVERLOADED), "headers": start})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+    wording = _wordings[choose_dialect(scope["path"], has_anthropic_version=b"anthropic-version" in asked)]
+    headers = [*wording.headers, *((name, request_id.encode()) for name in wording.id_names)]
+    if b"origin" in asked:
+        more = make_headers(settings.ENV.cors_origins, asked[b"origin"].decode("latin-1"))
+        headers += [(name.encode(), value.encode("latin-1")) for name, value in more.items()]
+    await send({"type": "http.response.start", "status": wording.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else wording.write(request_id)})
