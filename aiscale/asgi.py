@@ -1,6 +1,7 @@
 """Route every connection: the inference API before Django, WebSockets to the chat, all else to Django."""
 
 import os
+import sys
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aiscale.settings.base")
 
@@ -17,6 +18,8 @@ from apps.chat.routing import websocket_application  # noqa: E402
 from apps.gateway.asgi import GatewayApplication  # noqa: E402
 
 heap.settle()
+# Granian's own threads hand each request to this one, and wait up to so long for the interpreter; by default it is ten times as much
+sys.setswitchinterval(0.0005)
 
 application = ProtocolTypeRouter(
     {

@@ -4,9 +4,11 @@ An event loop takes all that comes, and everybody waits for everybody: at ten ti
 request has a place from its first step until it is answered, or until it waits for somebody else (a worker, an upstream). The places are
 as many as can be finished within `AISCALE_BUSY_MS` at the pace that this process was seen to keep: no figure to tune for a machine. A
 short burst gets more of them than a crowd that stays. From the first refusal on there are only as many as keep the process at work: more
-would answer nobody sooner, and let the refusals wait for a long turn of the loop. See ``aiscale/decisions/0052-say-no-early.md``.
+would answer nobody sooner. Those that have a place are worked on a few at a time, the others stand in line: the loop's turns stay short, so
+that a refusal waits for some milliseconds, also while a flood begins. See ``aiscale/decisions/0052-say-no-early.md``.
 """
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +16,10 @@ from contextvars import ContextVar
 
 from django.conf import settings
 
+TURNS = 16
+"""So many requests are worked on at once; each of an event loop's turns is as long as what they do in it."""
+TURN_S = 0.05
+"""Who is not done after so long waits for somebody, and lets the next one in line have the turn."""
 EPOCH_S = 0.5
 """How long the pace is measured."""
 KEPT_EPOCHS = 20
@@ -40,16 +46,32 @@ class Epoch:
 class Place:
     """Be the place of one request."""
 
-    __slots__ = ("_crowd", "_epoch")
+    __slots__ = ("_crowd", "_epoch", "has_turn", "turn")
 
     def __init__(self, crowd: "Crowd", epoch: Epoch) -> None:
         self._crowd, self._epoch = crowd, epoch
+        self.has_turn = False
+        """Whether it is one of the few that are worked on, and counted as such."""
+        self.turn: asyncio.Future[None] | None = None
+        """What it waits for in the line."""
+
+    @property
+    def has_left(self) -> bool:
+        return self._epoch is _LEFT
+
+    async def wait_turn(self) -> None:
+        """Return when it may be worked on."""
+        if not self.has_turn:
+            loop = asyncio.get_running_loop()
+            self.turn = loop.create_future()
+            self._crowd.watch(loop)
+            await self.turn
 
     def leave(self) -> None:
         """Make room. Idempotent."""
         epoch, self._epoch = self._epoch, _LEFT
         if epoch is not _LEFT:
-            self._crowd.leave(epoch)
+            self._crowd.leave(epoch, self)
 
 
 _LEFT = Epoch()
@@ -65,6 +87,10 @@ class Crowd:
         self._began = clock()
         self._finished = self._fewest = self._begun = self._refused = 0
         self._idle_since, self._idle_s = self._began, 0.0
+        self._working = 0
+        self._turns: deque[tuple[float, Place]] = deque()
+        self._line: deque[Place] = deque()
+        self._is_watched = False
         self.is_shedding = False
         """Whether requests are refused until the crowd is gone."""
         self.count = 0
@@ -87,10 +113,21 @@ class Crowd:
         epoch = self._epochs[-1]
         epoch.unfinished += 1
         self.count += 1
-        return Place(self, epoch)
+        place = Place(self, epoch)
+        self._take_back(now_s)
+        if self._working < TURNS or not self._within_s:
+            self._give_turn(place, now_s)
+        else:
+            self._line.append(place)
+        return place
 
-    def leave(self, epoch: Epoch) -> None:
+    def leave(self, epoch: Epoch, place: Place) -> None:
         """Note that a request of this epoch left its place."""
+        if place.has_turn:
+            place.has_turn = False
+            self._working -= 1
+            if self._line:
+                self._call_next()
         epoch.unfinished -= 1
         if epoch.is_counted:
             self.count -= 1
@@ -98,6 +135,42 @@ class Crowd:
                 self._idle_since = self._clock()
         self._finished += 1
         self._fewest = min(self._fewest, self.count)
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See to it that the line moves on though nobody comes or leaves. I/O: none."""
+        if not self._is_watched:
+            self._is_watched = True
+            loop.call_later(TURN_S, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_watched = False
+        self._take_back(self._clock())
+        self._call_next()
+        if self._line:
+            self.watch(loop)
+
+    def _take_back(self, now_s: float) -> None:
+        """Take the turn from those who had it for long: what they wait for is not this process."""
+        turns = self._turns
+        while turns and (not turns[0][1].has_turn or now_s - turns[0][0] > TURN_S):
+            place = turns.popleft()[1]
+            if place.has_turn:
+                place.has_turn = False
+                self._working -= 1
+
+    def _call_next(self) -> None:
+        """Give free turns to those who wait longest; who left the line is passed over."""
+        while self._line and self._working < TURNS:
+            place = self._line.popleft()
+            if not place.has_left:
+                self._give_turn(place, self._clock())
+
+    def _give_turn(self, place: Place, now_s: float) -> None:
+        place.has_turn = True
+        self._working += 1
+        self._turns.append((now_s, place))
+        if place.turn is not None and not place.turn.done():
+            place.turn.set_result(None)
 
     def _begin_shedding(self, elapsed_s: float) -> None:
         """Leave few places, now and not at the epoch's end."""

@@ -50,6 +50,8 @@ async def _take_in(scope: Scope, receive: Receive, send: Send) -> None:
         await shedding.refuse(scope, send)
         return
     try:
+        if not place.has_turn:
+            await place.wait_turn()
         await _answer(Exchange(scope, receive, send))
     finally:
         place.leave()

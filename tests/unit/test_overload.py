@@ -1,6 +1,11 @@
 """A process takes as many requests as it can finish soon, at the pace it was seen to keep, and says no to the rest (D1)."""
 
-from aiscale.overload import BURST, EPOCH_S, KEPT_EPOCHS, SHEDDING_FLOOR, Crowd, Place
+import asyncio
+
+import pytest
+
+from aiscale import overload
+from aiscale.overload import BURST, EPOCH_S, KEPT_EPOCHS, SHEDDING_FLOOR, TURNS, Crowd, Place
 
 
 class Server:
@@ -121,3 +126,57 @@ def test_what_never_ends_takes_no_place_for_long() -> None:
 def test_without_a_bound_everything_is_taken() -> None:
     crowd = Crowd(0.0)
     assert all(crowd.enter() is not None for _ in range(10 * BURST))
+
+
+async def _stand_in_line(crowd: Crowd, count: int) -> tuple[list[Place], list[asyncio.Task[None]]]:
+    """Have so many come at once, each of which waits for its turn."""
+    places = [place for _ in range(count) if (place := crowd.enter()) is not None]
+    waits = [asyncio.ensure_future(place.wait_turn()) for place in places]
+    await asyncio.sleep(0)
+    return places, waits
+
+
+async def test_a_few_are_worked_on_at_once_and_the_others_follow_in_the_order_they_came() -> None:
+    crowd = Crowd(0.15)
+    places, waits = await _stand_in_line(crowd, 3 * TURNS)
+    assert [wait.done() for wait in waits] == [True] * TURNS + [False] * 2 * TURNS
+    # one is done, one of those in line gives up, and one begins to wait for a worker
+    places[3].leave()
+    waits[TURNS + 1].cancel()
+    places[TURNS + 1].leave()
+    places[0].leave()
+    await asyncio.sleep(0)
+    assert places[TURNS].has_turn and places[TURNS + 2].has_turn and not places[TURNS + 3].has_turn
+    assert sum(place.has_turn for place in places) == TURNS
+    for place in places:
+        place.leave()
+    await asyncio.sleep(0)
+    assert crowd.count == 0 and all(wait.done() for wait in waits)
+    late = crowd.enter()
+    assert late is not None and late.has_turn, "the line is empty"
+
+
+async def test_those_who_hang_do_not_hold_up_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overload, "TURN_S", 0.01)
+    crowd = Crowd(0.15)
+    places, waits = await _stand_in_line(crowd, 2 * TURNS)
+    # nobody comes and nobody leaves: those at work wait for a database that does not answer
+    await asyncio.wait_for(asyncio.gather(*waits), timeout=30)
+    for place in places:
+        place.leave()
+    assert crowd.count == 0
+    _, waits = await _stand_in_line(crowd, TURNS + 1)
+    assert [wait.done() for wait in waits] == [True] * TURNS + [False], "who left late gave no turn back twice"
+
+
+def test_hanging_requests_are_forgotten() -> None:
+    now_s = [0.0]
+    crowd = Crowd(0.15, lambda: now_s[0])
+    hung = crowd.enter()
+    for _ in range(1_000):
+        now_s[0] += overload.TURN_S
+        place = crowd.enter()
+        assert place is not None and place.has_turn
+        place.leave()
+    assert hung is not None and not hung.has_turn
+    assert len(crowd._turns) <= 2 and not crowd._line
