@@ -49,6 +49,8 @@ def sign_up(page: Page, name: str) -> None:
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign up").click()
     expect(page.get_by_role("heading", name="What would you like to know?")).to_be_visible()
+    # Enter sends once the page's script has run
+    page.wait_for_load_state()
 
 
 def ask(page: Page, words: str) -> None:
