@@ -10,6 +10,9 @@ from aiscale.wire.jobs import BillingTag
 
 FinishReason = Literal["stop", "length", "cancelled", "killed", "deadline", "error"]
 
+RELAY = "relay-"
+"""The ids of web processes that have an upstream answer, as of workers, begin so."""
+
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     """A worker took the job. Sent again, with a higher ``attempt``, when another worker had to take over."""

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import msgspec
 
-from aiscale.wire.events import Delta, Event, Finished, ToolCallPart
-from apps.inference.tools import Style, Tools, make_call_id
+from aiscale.wire.events import RELAY, Delta, Event, Finished, Started, ToolCallPart
+from apps.inference.tools import Style, Tools, make_call_id, name_call
 
 _OPEN, _CLOSE = Style.HERMES.value
 BEGINNING = re.compile(
@@ -46,31 +46,40 @@ def make_reader(style: Style, tools: Tools) -> CallReader:
 
 
 async def read_calls(events: AsyncIterator[Event], tools: Tools, style: Style, count: int) -> AsyncIterator[Event]:
-    """Turn the calls in the text of ``count`` choices into ``tool_calls``, and leave the rest as it is."""
+    """Turn the calls in the text of ``count`` choices into ``tool_calls``, and leave the rest as it is: all that an upstream says."""
     readers = [make_reader(style, tools) for _ in range(count)]
     last: Delta | None = None
+    is_relayed = False
     async for event in events:
+        is_relayed = event.worker_id.startswith(RELAY) if isinstance(event, Started) else is_relayed
+        if is_relayed:
+            yield event
+            continue
         if isinstance(event, Delta):
             last = event
             text, calls = readers[event.index].take(event.text)
             if event.end is not None:
                 rest, more = readers[event.index].end()
                 text, calls = text + rest, calls + more
-            calls = _leave_wanted(calls, tools)
+            calls = _leave_wanted(calls, tools, event)
             if text or calls or event.tool_calls or event.logprobs or event.end is not None:
                 yield msgspec.structs.replace(event, text=text, tool_calls=event.tool_calls + calls)
             continue
         if isinstance(event, Finished) and last is not None and count == 1:
             text, calls = readers[0].end()
-            calls = _leave_wanted(calls, tools)
+            calls = _leave_wanted(calls, tools, last)
             if text or calls:
                 yield msgspec.structs.replace(last, text=text, tool_calls=calls, logprobs=())
         yield event
 
 
-def _leave_wanted(calls: tuple[ToolCallPart, ...], tools: Tools) -> tuple[ToolCallPart, ...]:
-    """Leave the first call alone, where the caller takes one at a time."""
-    return calls if tools.parallel else tuple(call for call in calls if call.index == 0)
+def _leave_wanted(calls: tuple[ToolCallPart, ...], tools: Tools, said: Delta) -> tuple[ToolCallPart, ...]:
+    """Leave the first call alone, where the caller takes one at a time; each has the name that its job gives it."""
+    return tuple(
+        msgspec.structs.replace(call, id=name_call(said.job_id, said.index, call.index)) if call.id else call
+        for call in calls
+        if tools.parallel or call.index == 0
+    )
 
 
 class ObjectEnd:

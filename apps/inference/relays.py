@@ -16,7 +16,7 @@ from django.conf import settings
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire import codec, keys
-from aiscale.wire.events import Delta, Event, Finished, FinishReason, Started
+from aiscale.wire.events import RELAY, Delta, Event, Finished, FinishReason, Started
 from aiscale.wire.jobs import EncodeJob, GenerateJob, Sampling
 from aiscale.wire.scripts import finish_arguments
 from apps.accounts import callers
@@ -157,7 +157,7 @@ class Relay:
         self._keeps_log = isinstance(job, GenerateJob) and job.keep_log
         self.several = isinstance(job, GenerateJob) and job.sampling.n > 1
         self._kind: Literal["generate", "encode"] = "generate" if isinstance(job, GenerateJob) else "encode"
-        self.worker_id = f"relay-{wait.process_id}"
+        self.worker_id = f"{RELAY}{wait.process_id}"
         self.beat_lock = asyncio.Lock()
         self.is_withdrawn = False
         """Whether its record is gone: a beat must not bring it back."""

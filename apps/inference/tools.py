@@ -5,6 +5,7 @@ a model says, `apps.inference.tool_grammars` has it make one. Models of other se
 (`apps.inference.relays`).
 """
 
+import hashlib
 import re
 import secrets
 from enum import Enum
@@ -85,3 +86,8 @@ def find_style(template: str) -> Style | None:
 
 def make_call_id() -> str:
     return f"call_{secrets.token_hex(12)}"
+
+
+def name_call(job_id: str, choice: int, index: int) -> str:
+    """Return the id of a call that a job's answer makes: always alike, whoever reads the answer again."""
+    return f"call_{hashlib.sha256(f'{job_id}:{choice}:{index}'.encode()).hexdigest()[:24]}"

@@ -100,16 +100,18 @@ async def _read_before(wanted: InputBody, caller: Caller) -> list[ChatMessage]:
 
 
 async def _wait(head: dict[str, Any], run: Run) -> dict[str, Any]:
-    output = Output(head["id"])
+    output, made = Output(head["id"]), dict[str, Any]()
     try:
         async for event in run.events():
             if isinstance(event, Delta):
                 output.add(event)
             elif isinstance(event, Finished):
+                items = output.describe(is_whole=event.finish_reason == "stop")
+                made = objects.make_rest(items, event)
                 check_end(run, event)
-                response = objects.end(head, output.describe(is_whole=event.finish_reason == "stop"), event)
+                response = objects.end(head, items, event)
     except AiscaleError as error:
-        await storage.keep(objects.fail(head, error))
+        await storage.keep(objects.fail(head, error, made))
         raise
     await storage.keep(response)
     return response

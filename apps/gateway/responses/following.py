@@ -5,13 +5,12 @@ from typing import Any
 
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
-from aiscale.wire.events import Delta, Event, Finished, Started
+from aiscale.wire.events import Event, Finished
 from apps.gateway.exchange import Exchange
 from apps.gateway.models import StoredResponse
-from apps.gateway.responses import items, upkeep
+from apps.gateway.responses import retelling
 from apps.gateway.responses.stream import Stream
 from apps.inference import replies
-from apps.inference.call_readers import read_calls
 
 PARAMETERS = ("stream", "starting_after", "include_obfuscation")
 _FRESH: dict[str, Any] = {
@@ -31,28 +30,9 @@ class Follower:
         self._job_id = job_id
         self._response = response
 
-    async def events(self) -> AsyncIterator[Event]:
-        """Yield the job's events, each once. Raises: AiscaleError (WORKER_LOST, BACKEND_UNAVAILABLE)."""
-        tools = items.read_tools(self._response["tools"], "auto", self._response["parallel_tool_calls"])
-        heard = self._listen()
-        if tools is not None:
-            heard = read_calls(heard, tools, await upkeep.find_style(self._response["model"]), 1)
-        async for event in heard:
-            yield event
-
-    async def _listen(self) -> AsyncIterator[Event]:
-        next_seq = 0
-        try:
-            async for event in replies.follow(self._job_id):
-                if isinstance(event, Started):
-                    next_seq = 1
-                elif isinstance(event, Delta):
-                    if event.seq < next_seq:
-                        continue
-                    next_seq = event.seq + 1
-                yield event
-        except redis_clients.UNAVAILABLE as error:
-            raise redis_clients.unavailable() from error
+    def events(self) -> AsyncIterator[Event]:
+        """Tell the job's events, each once. Raises: AiscaleError (WORKER_LOST, BACKEND_UNAVAILABLE)."""
+        return retelling.retell(self._job_id, self._response)
 
 
 def read_wish(query: dict[str, str]) -> tuple[bool, int, bool]:

@@ -114,6 +114,11 @@ def read_tools(values: list[dict[str, Any]], choice: Any, parallel: bool | None)
     return make_tools(functions, choice, parallel)
 
 
+def recall_tools(response: dict[str, Any]) -> Tools | None:
+    """Return the tools that a response was made with."""
+    return read_tools(response["tools"], response["tool_choice"], response["parallel_tool_calls"])
+
+
 def keep(message: ChatMessage) -> dict[str, Any]:
     """Return a turn as it is stored."""
     value: dict[str, Any] = {"role": message.role, "content": message.content}

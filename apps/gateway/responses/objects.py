@@ -75,22 +75,33 @@ def make_call(call: ToolCallPart, response_id: str, status: str) -> dict[str, An
     return {"id": make_call_id(response_id, call.index), "type": "function_call", "status": status, **said}
 
 
+_STATUSES: dict[str, str] = {"stop": "completed", "length": "incomplete", "cancelled": "cancelled"}
+
+
+def has_answer(event: Finished) -> bool:
+    """Say whether a job's last event leaves an answer, though it be cut short; any other end is a failure."""
+    return event.finish_reason in _STATUSES
+
+
 def end(head: dict[str, Any], output: list[dict[str, Any]], event: Finished) -> dict[str, Any]:
-    """Return the response as it is after its job's last event. ``event`` ended it well, or was cancelled or killed."""
-    whole = event.finish_reason == "stop"
-    status = "completed" if whole else "cancelled" if event.finish_reason == "cancelled" else "incomplete"
-    reason = {"length": "max_output_tokens"}.get(event.finish_reason, event.finish_reason)
+    """Return the response as it is after its job's last event, which leaves an answer (`has_answer`)."""
+    status = _STATUSES[event.finish_reason]
     return head | {
         "status": status,
         "output": output,
-        "incomplete_details": {"reason": reason} if status == "incomplete" else None,
+        "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "usage": make_usage(event),
     }
 
 
-def fail(head: dict[str, Any], error: AiscaleError) -> dict[str, Any]:
-    """Return the response as it is when no answer came."""
-    return head | {"status": "failed", "error": {"code": error.code.value, "message": error.message}}
+def fail(head: dict[str, Any], error: AiscaleError, made: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the response as it is when no answer came, or only what was ``made`` until then (`make_rest`)."""
+    return head | (made or {}) | {"status": "failed", "error": {"code": error.code.value, "message": error.message}}
+
+
+def make_rest(output: list[dict[str, Any]], event: Finished) -> dict[str, Any]:
+    """Return what there is, and is paid for, of an answer that was ended from outside."""
+    return {"output": output, "usage": make_usage(event)} if event.completion_tokens else {}
 
 
 def make_usage(event: Finished) -> dict[str, Any]:

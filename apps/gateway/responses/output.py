@@ -5,6 +5,7 @@ from typing import Any
 
 from aiscale.wire.events import Delta, ToolCallPart
 from apps.gateway.responses import objects
+from apps.inference.call_readers import ObjectEnd
 
 
 class Item:
@@ -16,6 +17,9 @@ class Item:
         self.call = call
         self._response_id = response_id
         self._pieces: list[str] = []
+        self._object = ObjectEnd()
+        self.is_whole = False
+        """Whether the arguments of a call are a whole object: nothing more can belong to them."""
 
     @property
     def text(self) -> str:
@@ -30,6 +34,13 @@ class Item:
 
     def add(self, piece: str) -> None:
         self._pieces.append(piece)
+        if self.call is not None and piece:
+            self.is_whole = self._object.find(piece) is not None
+
+    def tell_status(self, *, is_whole: bool, is_last: bool) -> str:
+        """Say how it stands once the answer has ended: cut where the answer was, or never come to its own end."""
+        cut = is_last or (self.call is not None and not self.is_whole)
+        return "incomplete" if cut and not is_whole else "completed"
 
     def describe(self, status: str) -> dict[str, Any]:
         """Return the object as it is now."""
@@ -47,15 +58,18 @@ class Output:
         self.items: list[Item] = []
 
     def take(self, delta: Delta) -> Iterator[tuple[Item, str]]:
-        """Yield what is new, each piece with its item: another one than before is begun with it."""
+        """Yield what is new, each piece with its item: a message ends with another item, a call with the object of its arguments.
+
+        Upstreams may tell several calls by turns; what follows a whole object is none of its call.
+        """
         parts = list(delta.tool_calls)
         # a call that went on is over before anything else is said
         while parts and self.items and (last := self.items[-1].call) is not None and last.index == parts[0].index:
-            yield self._add(self.items[-1], parts.pop(0).arguments)
+            yield from self._go_on(parts.pop(0))
         if delta.text:
             yield self._add(self.begin_message(), delta.text)
         for part in parts:
-            yield self._add(self._find_call(part.index) or self._begin(part), part.arguments)
+            yield from self._go_on(part)
 
     def add(self, delta: Delta) -> None:
         """Take what is new, when nobody wants to be told."""
@@ -70,8 +84,15 @@ class Output:
         """Return all items, at least a message; the last one is not complete when the answer was cut."""
         if not self.items:
             self.begin_message()
-        statuses = ["completed"] * (len(self.items) - 1) + ["completed" if is_whole else "incomplete"]
-        return [item.describe(status) for item, status in zip(self.items, statuses, strict=True)]
+        return [item.describe(self.tell_status(item, is_whole=is_whole)) for item in self.items]
+
+    def tell_status(self, item: Item, *, is_whole: bool) -> str:
+        return item.tell_status(is_whole=is_whole, is_last=item is self.items[-1])
+
+    def _go_on(self, part: ToolCallPart) -> Iterator[tuple[Item, str]]:
+        item = self._find_call(part.index)
+        if item is None or not item.is_whole:
+            yield self._add(item or self._begin(part), part.arguments)
 
     def _find_call(self, index: int) -> Item | None:
         return next((item for item in self.items if item.call is not None and item.call.index == index), None)

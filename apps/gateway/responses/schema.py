@@ -101,9 +101,6 @@ def read_response(body: bytes) -> tuple[ResponseBody, list[ChatMessage]]:
     if wanted.background and not wanted.store:
         message = "background needs store: the answer is fetched later. Leave store out."
         raise AiscaleError(Code.INVALID_REQUEST, message, param="store")
-    if wanted.background and wanted.tools:
-        message = "A background response cannot call tools. Leave out background, or tools."
-        raise AiscaleError(Code.UNSUPPORTED_PARAMETER, message, param="tools")
     for index, extra in enumerate(wanted.include):
         if extra not in INCLUDABLE:
             message = f"{extra[:60]!r} cannot be included here. Leave it out."

@@ -21,7 +21,8 @@ class Source(Protocol):
 
 
 class Stream:
-    """Send one response as its events. An item is opened when something of it comes, and closed when another one begins.
+    """Send one response as its events. Each item is opened once, when something of it comes, and closed once: when another one begins,
+    or at the end, if it is a call whose arguments are not whole by then.
 
     The events of the same job are always numbered alike: who comes back names the last one that came (``starting_after``).
     """
@@ -42,15 +43,15 @@ class Stream:
         self._is_own = is_own
         self._sequence_number = 0
         self._output = Output(head["id"])
-        self._open: Item | None = None
+        self._open: list[Item] = []
+        self._made: dict[str, Any] = {}
+        """What there is of an answer that failed."""
 
     async def send(self) -> None:
         """Send all events. Raises: AiscaleError, before anything was sent."""
         try:
             async for event in with_silences(self._run.events()):
                 if isinstance(event, Finished):
-                    if event.finish_reason not in ("stop", "length"):
-                        raise make_failure(event, self._run.headers)
                     await self._end(event)
                 elif isinstance(event, Delta):
                     await self._begin()
@@ -60,13 +61,7 @@ class Stream:
                     await self._begin()
                     await self._exchange.send_part(COMMENT)
         except AiscaleError as error:
-            failed = objects.fail(self._head, error)
-            if self._is_own:
-                await storage.keep(failed)
-            if not self._exchange.started:
-                raise
-            self._exchange.failed = True
-            await self._say("response.failed", response=failed)
+            await self._fail(error)
         await self._exchange.end_stream()
 
     async def _begin(self) -> None:
@@ -87,21 +82,20 @@ class Stream:
             await self._say("response.function_call_arguments.delta", **_place(item), delta=piece)
 
     async def _change(self, item: Item) -> None:
-        """Close the open item and open this one, unless it is open."""
-        if item is self._open:
+        """Open this item, unless it is open, and close those to which nothing more can come."""
+        if item in self._open:
             return
-        await self._close("completed")
-        self._open = item
+        for other in [other for other in self._open if other.call is None or other.is_whole]:
+            await self._close(other, "completed")
+        self._open.append(item)
         empty: dict[str, Any] = {"content": []} if item.call is None else {"arguments": ""}
         begun = item.describe("in_progress") | empty
         await self._say("response.output_item.added", output_index=item.place, item=begun)
         if item.call is None:
             await self._say("response.content_part.added", **_place(item), part=objects.make_part(""))
 
-    async def _close(self, status: str) -> None:
-        item = self._open
-        if item is None:
-            return
+    async def _close(self, item: Item, status: str) -> None:
+        self._open.remove(item)
         if item.call is None:
             await self._say("response.output_text.done", **_place(item), text=item.text, logprobs=[])
             await self._say("response.content_part.done", **_place(item), part=objects.make_part(item.text))
@@ -111,6 +105,13 @@ class Stream:
         await self._say("response.output_item.done", output_index=item.place, item=item.describe(status))
 
     async def _end(self, event: Finished) -> None:
+        """Tell how it ended. There is no event of a response that was cancelled: clients know it by its status.
+
+        Raises: AiscaleError for an end that leaves no answer.
+        """
+        if not objects.has_answer(event):
+            self._made = objects.make_rest(self._output.describe(is_whole=False), event)
+            raise make_failure(event, self._run.headers)
         await self._begin()
         if not self._output.items:
             await self._change(self._output.begin_message())
@@ -118,8 +119,19 @@ class Stream:
         response = objects.end(self._head, self._output.describe(is_whole=is_whole), event)
         # written before its last item is told: who reads that can go on from this response
         await storage.keep(response)
-        await self._close("completed" if is_whole else "incomplete")
-        await self._say(f"response.{response['status']}", response=response)
+        for item in list(self._open):
+            await self._close(item, self._output.tell_status(item, is_whole=is_whole))
+        await self._say("response.completed" if is_whole else "response.incomplete", response=response)
+
+    async def _fail(self, error: AiscaleError) -> None:
+        """Raise: AiscaleError, when nothing was sent yet."""
+        failed = objects.fail(self._head, error, self._made)
+        if self._is_own:
+            await storage.keep(failed)
+        if not self._exchange.started:
+            raise error
+        self._exchange.failed = True
+        await self._say("response.failed", response=failed)
 
     async def _say(self, kind: str, **fields: Any) -> None:
         number = self._sequence_number

@@ -9,16 +9,14 @@ from django.utils import timezone
 
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError
-from aiscale.wire.events import Delta, ToolCallPart
+from aiscale.wire.events import Delta, Finished
 from apps.accounts.callers import on_thread
 from apps.gateway import loops
 from apps.gateway.models import StoredResponse
-from apps.gateway.responses import items, objects, storage
+from apps.gateway.responses import objects, retelling, storage
 from apps.gateway.responses.output import Output
-from apps.inference import catalog, prompts, replies
-from apps.inference.call_readers import make_reader
+from apps.inference import replies
 from apps.inference.endings import make_failure
-from apps.inference.tools import Style
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +32,11 @@ async def find_end(row: StoredResponse) -> dict[str, Any] | None:
     except redis_clients.UNAVAILABLE:
         return None
     if ending is not None:
-        if ending.finish_reason in ("stop", "length", "cancelled", "killed"):
-            output = await read_output(row.response, ending.text or "")
-            return objects.end(row.response, output.describe(is_whole=ending.finish_reason == "stop"), ending)
-        return objects.fail(row.response, make_failure(ending))
+        gathered = await _read_output(row, ending)
+        output = gathered.describe(is_whole=ending.finish_reason == "stop")
+        if objects.has_answer(ending):
+            return objects.end(row.response, output, ending)
+        return objects.fail(row.response, make_failure(ending), objects.make_rest(output, ending))
     age_s = (timezone.now() - row.created_at).total_seconds()
     patience_s = settings.ENV.request_deadline_s + YOUNG_S
     if age_s > patience_s or (age_s > YOUNG_S and await replies.find_state(row.job_id) is None):
@@ -45,24 +44,16 @@ async def find_end(row: StoredResponse) -> dict[str, Any] | None:
     return None
 
 
-async def read_output(response: dict[str, Any], text: str) -> Output:
-    """Tell the calls from a whole answer as our own models write them."""
-    tools, output = items.read_tools(response["tools"], "auto", None), Output(response["id"])
-    told: list[tuple[str, tuple[ToolCallPart, ...]]] = [(text, ())]
-    if tools is not None:
-        reader = make_reader(await find_style(response["model"]), tools)
-        told = [reader.take(text), reader.end()]
-    for said, calls in told:
-        output.add(Delta(job_id="", seq=0, text=said, completion_tokens=0, tool_calls=calls))
+async def _read_output(row: StoredResponse, ending: Finished) -> Output:
+    """Gather what was said. I/O: none; where there are tools, reads the job's log. Raises: AiscaleError (BACKEND_UNAVAILABLE)."""
+    output = Output(row.public_id)
+    if not row.response["tools"]:
+        output.add(Delta(job_id=row.job_id, seq=0, text=ending.text or "", completion_tokens=0))
+        return output
+    async for event in retelling.retell(row.job_id, row.response):
+        if isinstance(event, Delta):
+            output.add(event)
     return output
-
-
-async def find_style(slug: str) -> Style:
-    """Say how a model calls tools. I/O: as `catalog.get_model`."""
-    try:
-        return prompts.get_reader(await catalog.get_model(slug)).style or Style.HERMES
-    except AiscaleError:
-        return Style.HERMES
 
 
 def finish_lost() -> int:

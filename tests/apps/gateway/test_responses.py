@@ -8,9 +8,11 @@ import pytest
 from redis import Redis
 
 from aiscale.wire import keys
+from apps.accounts import audit
 from apps.accounts.callers import on_thread
 from apps.gateway.models import StoredResponse
 from apps.gateway.responses import upkeep
+from apps.spend import killswitch
 from tests.apps.conftest import Cast
 from tests.apps.gateway.driver import Exchange, read_events
 
@@ -195,7 +197,6 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"max_output_tokens": 0}, "invalid_request", "max_output_tokens"),
     ({"max_output_tokens": 5000}, "invalid_request", "max_output_tokens"),
     ({"tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools[0].type"),
-    ({"tools": [{"type": "function", "name": "f"}], "background": True}, "unsupported_parameter", "tools"),
     ({"tools": [{"type": "function", "name": "f"}]}, "unsupported_parameter", "tools"),
     ({"text": {"format": {"type": "xml"}}}, "invalid_request", "text.format"),
     ({"text": {"format": {"type": "json_schema", "schema": 3}}}, "invalid_request", "text.format"),
@@ -351,5 +352,24 @@ async def test_a_cancelled_background_response_ends_its_streams(cast: Cast) -> N
     response_id = read_named(seen[: seen.index(b"\n\n") + 2])[0]["response"]["id"]
     _, cancelled = await fetch(cast, response_id, "/cancel", "POST")
     assert cancelled["status"] == "cancelled"
-    assert read_named(await going.read())[-1]["type"] == "response.failed"
+    # no event of the official client says "cancelled": the last one is of an answer that is not whole, and its response says it
+    last = read_named(await going.read())[-1]
+    assert last["type"] == "response.incomplete" and last["response"] == cancelled
+    assert cancelled["incomplete_details"] is None and cancelled["output"][0]["status"] == "incomplete"
     assert await fetch(cast, response_id) == (200, cancelled)
+    assert (await stream(cast, response_id))[-1] == last
+
+
+async def test_a_background_response_that_is_killed_fails_with_what_was_made(cast: Cast) -> None:
+    """However one asks: it was made, and is paid for."""
+    going = ask(cast, background=True, stream=True, max_output_tokens=3000)
+    seen = await going.next_part() or b""
+    while b"output_text.delta" not in seen:
+        seen += await going.next_part() or b""
+    response_id = read_named(seen[: seen.index(b"\n\n") + 2])[0]["response"]["id"]
+    await on_thread(lambda: killswitch.trip(f"model:{CHAT}", reason="A fire drill", by=audit.by_command()))
+    last = read_named(await going.read())[-1]
+    assert last["type"] == "response.failed" and last["response"]["status"] == "failed"
+    assert last["response"]["error"]["code"] == "killed" and last["response"]["usage"]["output_tokens"] > 0
+    assert last["response"]["output"][0]["content"][0]["text"]
+    assert await fetch(cast, response_id) == (200, last["response"])

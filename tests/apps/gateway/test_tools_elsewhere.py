@@ -1,5 +1,6 @@
 """Tools in the words of the Responses API and of Anthropic's Messages: called, streamed, and gone on from."""
 
+import asyncio
 import json
 from itertools import groupby
 from typing import Any
@@ -74,6 +75,35 @@ async def test_a_response_streams_its_call(cast: Cast) -> None:
     text = read_named(await respond(cast, stream=True, max_output_tokens=3).read())
     assert text[-1]["response"]["output"][0]["type"] == "message"
     assert [event["type"] for event in text][2:4] == ["response.output_item.added", "response.content_part.added"]
+
+
+async def test_a_background_response_calls(cast: Cast, redis_url: str) -> None:
+    """Its call has one id, whoever tells it: the stream, the stream again, and the log when all web processes have died."""
+    forced = {"tool_choice": "required", "parallel_tool_calls": False, "background": True}
+    first = read_named(await respond(cast, stream=True, **forced).read())
+    response = first[-1]["response"]
+    [call] = response["output"]
+    assert first[-1]["type"] == "response.completed" and call["type"] == "function_call", response
+    again = Exchange("GET", f"/v1/responses/{response['id']}", key=cast.raw, query="stream=true")
+    assert read_named(await again.read()) == first
+    lone = await respond(cast, **forced).read_json()
+    assert lone["status"] == "in_progress"
+    while lone["status"] == "in_progress":
+        await asyncio.sleep(0.1)
+        lone = await Exchange("GET", f"/v1/responses/{lone['id']}", key=cast.raw).read_json()
+    [other] = lone["output"]
+    assert json.loads(other["arguments"]) == {"city": "Paris"} and other["call_id"] != call["call_id"]
+    again = Exchange("GET", f"/v1/responses/{lone['id']}", key=cast.raw, query="stream=true")
+    assert read_named(await again.read())[-1]["response"] == lone
+    result = {"type": "function_call_output", "call_id": other["call_id"], "output": "18 degrees"}
+    after = respond(cast, previous_response_id=lone["id"], input=[result], max_output_tokens=4, background=True)
+    assert (await after.read_json())["status"] == "in_progress" and after.status == 200
+
+
+async def test_tools_that_may_not_be_called_are_not_looked_for(cast: Cast) -> None:
+    first = read_named(await respond(cast, tool_choice="none", stream=True, max_output_tokens=8).read())
+    again = Exchange("GET", f"/v1/responses/{first[0]['response']['id']}", key=cast.raw, query="stream=true")
+    assert read_named(await again.read()) == first
 
 
 async def test_anthropics_blocks(cast: Cast) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from apps.accounts.callers import on_thread
+from apps.gateway.models import StoredResponse
 from tests.apps.conftest import Cast
-from tests.apps.gateway.driver import read_events
+from tests.apps.gateway.driver import Exchange, read_events
+from tests.apps.gateway.test_tools_elsewhere import read_named
 from tests.apps.inference.test_upstreams import Odd, ask, enter, read_usage
 
 PIECES: list[Any] = [
@@ -26,9 +28,11 @@ TOOLS[1]["function"]["strict"] = True
 
 
 class Calling(Odd):
+    pieces = PIECES
+
     async def answer(self, writer: asyncio.StreamWriter, step: str) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
-        for delta in [*PIECES, {}]:
+        for delta in [*self.pieces, {}]:
             chunk = {"choices": [{"index": 0, "delta": delta, "finish_reason": None if delta else "tool_calls"}]}
             writer.write(f"data: {json.dumps(chunk)}\n\n".encode())
         writer.write(b"data: [DONE]\n\n")
@@ -71,3 +75,53 @@ async def test_calls_of_an_upstream(cast: Cast, private: None, settling: None) -
         # the upstream tells no usage: what it called is counted too
         row = await read_usage(f"job_{answer['id'].removeprefix('chatcmpl-')}")
         assert row.completion_tokens > 6 and row.prompt_tokens > 20
+
+
+BY_TURNS: list[Any] = [
+    {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "weather", "arguments": ""}}]},
+    {"tool_calls": [{"index": 1, "id": "c2", "type": "function", "function": {"name": "time", "arguments": ""}}]},
+    {
+        "tool_calls": [
+            {"index": 0, "function": {"arguments": '{"city": '}},
+            {"index": 1, "function": {"arguments": "{"}},
+        ]
+    },
+    {"content": "Wait."},
+    {"tool_calls": [{"index": 1, "function": {"arguments": "}"}}, {"index": 0, "function": {"arguments": '"Oslo"}'}}]},
+    {"tool_calls": [{"index": 2, "id": "c3", "function": {"name": "time", "arguments": "{}"}}]},
+    {"tool_calls": [{"index": 0, "function": {"arguments": "garbage"}}]},
+]
+
+
+async def test_calls_by_turns_are_each_opened_and_closed_once(cast: Cast, private: None, settling: None) -> None:
+    """In the Responses API, where an item is open as long as something of it may come; told again and stored alike."""
+    upstream = Calling("call")
+    upstream.pieces = BY_TURNS
+    server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
+    async with server:
+        await on_thread(lambda: enter(server.sockets[0].getsockname()[1]))
+        flat = [{"type": "function", **tool["function"], "strict": False} for tool in TOOLS]
+        value = {"model": "acme-large", "input": "Hello", "tools": flat, "stream": True, "background": True}
+        body = await Exchange("POST", "/v1/responses", key=cast.raw, value=value).read()
+        events = read_named(body)
+        for kind in ("response.output_item.added", "response.output_item.done"):
+            assert sorted(event["output_index"] for event in events if event["type"] == kind) == [0, 1, 2, 3], body
+        done: set[int] = set()
+        for event in events:
+            assert event.get("output_index", -1) not in done, "an item that is closed is told no more of"
+            done |= {event["output_index"]} if event["type"] == "response.output_item.done" else set()
+        response = events[-1]["response"]
+        assert [(item.get("call_id"), item.get("arguments")) for item in response["output"]] == [
+            ("c1", '{"city": "Oslo"}'),
+            ("c2", "{}"),
+            (None, None),
+            ("c3", "{}"),
+        ]
+        assert [item["status"] for item in response["output"]] == ["completed"] * 4
+        ended = {event["output_index"]: event["item"] for event in events if "item" in event}
+        assert [ended[place] for place in range(4)] == response["output"]
+        again = Exchange("GET", f"/v1/responses/{response['id']}", key=cast.raw, query="stream=true")
+        assert read_named(await again.read()) == events
+        await on_thread(lambda: StoredResponse.objects.update(status="in_progress"))
+        found = await Exchange("GET", f"/v1/responses/{response['id']}", key=cast.raw).read_json()
+        assert found == response, "what its log tells when its web process has died"
