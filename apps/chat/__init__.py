@@ -1,6 +1,6 @@
 """Keep conversations, and stream answers to browsers over WebSockets.
 
-Owns:        tables Conversation and Message; the Redis channel of news between a person's pages
+Owns:        tables Conversation, Message and PersonalInstructions; the Redis channel of news between a person's pages
 Enter at:    routing.websocket_application, urls, transcripts.run, departures.run, `manage.py settle`
 May import:  apps.inference, apps.spend, apps.accounts, aiscale.*
 Invariant:   a message is in Postgres before its answer is asked for; its answer is written once, by transcripts, however the

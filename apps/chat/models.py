@@ -38,6 +38,19 @@ class Conversation(Row):
         return self.public_id
 
 
+class PersonalInstructions(models.Model):
+    """Hold what a person wants all their chats to know or heed. No row: nothing."""
+
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="instructions", primary_key=True
+    )
+    text = models.TextField()
+    updated_at = models.DateTimeField(auto_now=True)
+
+    def __str__(self) -> str:
+        return f"instructions of {self.user_id}"
+
+
 class Message(Row):
     """Hold one turn. ``position`` counts from 0 in its conversation; an answer has the ``job_id`` that makes it.
 

@@ -1,4 +1,4 @@
-"""Say what chat keeps of a person: what they said, and what was answered (`apps.accounts.personal_data`)."""
+"""Say what chat keeps of a person: what they said, what was answered, and what they want to be heeded (`apps.accounts.personal_data`)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,17 +7,19 @@ from django.db import transaction
 from django.db.models import QuerySet
 
 from apps.accounts.models import Organization, User
-from apps.chat import departures
-from apps.chat.models import Conversation, Message
+from apps.chat import departures, instructions
+from apps.chat.models import Conversation, Message, PersonalInstructions
 
 
 def export(user: User) -> Iterator[tuple[str, Any]]:
-    """Yield the conversations that the person sees in the chat, each with its messages."""
+    """Yield the person's instructions, and the conversations that they see in the chat, each with its messages."""
+    yield "instructions", instructions.read(user.public_id)
     yield "conversations", _iter_conversations(user)
 
 
 def forget_person(user: User, addresses: set[str]) -> None:
     """Delete all that they said, and end what is being answered. I/O: SQL; Redis trips after the commit."""
+    PersonalInstructions.objects.filter(user=user).delete()
     _forget(Conversation.objects.filter(user=user))
 
 

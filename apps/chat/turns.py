@@ -19,10 +19,13 @@ from apps.accounts.callers import on_thread
 from apps.accounts.models import Organization, User
 from apps.accounts.organizations import ensure_personal_organization
 from apps.accounts.roles import Right
+from apps.chat import instructions
 from apps.chat.models import Conversation, Message
 from apps.inference import catalog, completions, prompts
+from apps.inference.catalog import CatalogModel
 from apps.inference.completions import CompletionRequest, Run
 from apps.inference.prompts import ChatMessage
+from apps.inference.upstream_words import bound_prompt_tokens
 from apps.spend import refusal_log
 
 MAX_TEXT_CHARS = 32_000
@@ -65,7 +68,7 @@ async def begin(
     PERMISSION_DENIED for a role that may not chat, MODEL_NOT_FOUND).
     """
     check_text(text)
-    chosen = await catalog.get_model(model, "generate")
+    chosen = await _choose(model)
     return await on_thread(
         lambda: _begin(user_id, conversation_id, chosen.slug, text, client_id, organization_id, replaces)
     )
@@ -76,8 +79,19 @@ async def retry(user_id: str, message_id: str, model: str, client_id: str) -> Tu
 
     I/O: SQL. Raises: AiscaleError, as `begin`.
     """
-    chosen = await catalog.get_model(model, "generate")
+    chosen = await _choose(model)
     return await on_thread(lambda: _retry(user_id, message_id, chosen.slug, client_id))
+
+
+async def _choose(model: str) -> CatalogModel:
+    try:
+        return await catalog.get_model(model, "generate")
+    except AiscaleError as error:
+        if error.code is not Code.MODEL_NOT_FOUND:
+            raise
+        # a page shows the models that there were when it was loaded
+        message = "This model is no longer offered. Reload the page and choose another one."
+        raise AiscaleError(error.code, message, param="model") from error
 
 
 def check_text(text: str) -> None:
@@ -104,7 +118,7 @@ async def launch(turn: Turn, user_id: str) -> Run:
     caller, request_id = None, make_public_id("req")
     try:
         caller = await callers.get_by_user(user_id, turn.organization_id)
-        messages = await _fit(turn, caller.plan)
+        messages = await _fit(turn, caller.plan, user_id)
         request = CompletionRequest(
             request_id=request_id,
             source="chat",
@@ -342,16 +356,24 @@ def _describe(
     )
 
 
-async def _fit(turn: Turn, plan_slug: str) -> list[ChatMessage]:
-    """Return the turns so far, without the oldest ones that no longer fit."""
+async def _fit(turn: Turn, plan_slug: str, user_id: str) -> list[ChatMessage]:
+    """Return the turns so far, without the oldest ones that no longer fit, after what the user wants all chats to heed."""
     history = await on_thread(lambda: _read_history(turn))
     model, plan = await catalog.get_model(turn.model, "generate"), await callers.get_plan(plan_slug)
     context = completions.count_context_tokens(model, plan)
     room = context - min(plan.max_output_tokens, context // ANSWER_SHARE)
-    while len(history) > 1 and len(await prompts.build_prompt(model, history)) > room:
+    preface = await instructions.make_preface(user_id, model)
+    while len(history) > 1 and await _count_tokens(model, preface.add(history)) > room:
         # a question goes together with its answer
         del history[:2]
-    return history
+    return preface.add(history)
+
+
+async def _count_tokens(model: CatalogModel, messages: list[ChatMessage]) -> int:
+    """Count a prompt's tokens; for an upstream, whose tokenizer is not here, the most that they can be."""
+    if model.upstream is None:
+        return len(await prompts.build_prompt(model, messages))
+    return bound_prompt_tokens(CompletionRequest(request_id="", source="chat", model=model.slug, messages=messages))
 
 
 def _read_history(turn: Turn) -> list[ChatMessage]:

@@ -7,6 +7,7 @@ from apps.chat import views
 app_name = "chat"
 urlpatterns = [
     path("", views.show_home, name="home"),
+    path("instructions/", views.edit_instructions, name="instructions"),
     path("c/", views.list_conversations, name="list"),
     path("c/<str:conversation_id>/", views.show_conversation, name="conversation"),
     path("c/<str:conversation_id>/export/", views.export, name="export"),

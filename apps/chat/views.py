@@ -15,10 +15,11 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
+from aiscale.errors import AiscaleError
 from apps.accounts import active_organization, callers, roles
 from apps.accounts.models import User
 from apps.accounts.roles import Right
-from apps.chat import exports, markdown, news
+from apps.chat import exports, instructions, markdown, news
 from apps.chat.models import Conversation, Message
 from apps.chat.news import News
 from apps.chat.turns import MAX_TEXT_CHARS, TITLE_CHARS
@@ -36,7 +37,9 @@ MESSAGES = 80
 def show_home(request: HttpRequest) -> HttpResponse:
     """Show a new conversation, or the landing page to those who are not logged in."""
     if not request.user.is_authenticated:
-        return render(request, "chat/landing.html")
+        # what is written to such a model leaves this server
+        has_upstreams = Model.objects.filter(is_enabled=True, upstream__isnull=False).exists()
+        return render(request, "chat/landing.html", {"has_upstreams": has_upstreams})
     return render(request, "chat/chat.html", _chat_context(request, None))
 
 
@@ -106,6 +109,25 @@ def delete(request: HttpRequest, conversation_id: str) -> HttpResponse:
     return redirect("chat:home") if back is None or conversation.public_id in request.POST["next"] else back
 
 
+@login_required
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def edit_instructions(request: HttpRequest) -> HttpResponse:
+    """Show what the user wants all chats to heed, and keep another text."""
+    user, error = _user(request), ""
+    text = request.POST.get("text", "") if request.method == "POST" else instructions.read(user.public_id)
+    if request.method == "POST":
+        try:
+            instructions.save(user, text)
+        except AiscaleError as refusal:
+            error = refusal.message
+        else:
+            messages.success(request, "Saved. Your chats heed it from the next question on.")
+            return redirect("chat:instructions")
+    context = {"text": text, "error": error, "max_chars": instructions.MAX_CHARS}
+    return render(request, "chat/instructions.html", context)
+
+
 def _tell_pages(request: HttpRequest, kind: Literal["renamed", "deleted"], conversation: Conversation) -> None:
     user_id, conversation_id = _user(request).public_id, conversation.public_id
     news.tell_from_thread(News(kind=kind, user_id=user_id, conversation_id=conversation_id))
@@ -145,6 +167,7 @@ def _chat_context(request: HttpRequest, conversation: Conversation | None) -> di
         "conversation": conversation,
         "rows": rows,
         "earlier": earlier,
+        "is_earlier": conversation is not None and _read_before(request) is not None,
         "sidebar": sidebar[:SIDEBAR],
         "has_more": len(sidebar) > SIDEBAR,
         "models": models,
@@ -170,13 +193,18 @@ def _read_messages(request: HttpRequest, conversation: Conversation | None) -> t
     if conversation is None:
         return [], None
     found = conversation.messages.filter(replaced_by=None).order_by("-position")
-    before = request.GET.get("before", "")
-    if before.isascii() and before.isdigit() and len(before) < 9:
-        found = found.filter(position__lt=int(before))
+    before = _read_before(request)
+    if before is not None:
+        found = found.filter(position__lt=before)
     rows = list(found[: MESSAGES + 1])
     shown = rows[:MESSAGES][::-1]
     earlier = shown[0].position if len(rows) > MESSAGES else None
     return [_describe(row) for row in shown], earlier
+
+
+def _read_before(request: HttpRequest) -> int | None:
+    before = request.GET.get("before", "")
+    return int(before) if before.isascii() and before.isdigit() and len(before) < 9 else None
 
 
 def _describe(row: Message) -> dict[str, Any]:

@@ -110,7 +110,7 @@ async def test_old_turns_make_room(cast: Cast) -> None:
         return begin(cast, "And now?", turn.conversation_id)
 
     turn = await on_thread(talk)
-    history = await turns._fit(turn, "enterprise")
+    history = await turns._fit(turn, "enterprise", cast.user.public_id)
     assert [message.content for message in history] == ["And now?"]
 
 
