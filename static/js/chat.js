@@ -1,4 +1,5 @@
 // The chat page: what is written goes out over the socket, what comes in goes into the thread. The server renders markdown.
+import * as drafts from "./drafts.js";
 import { dress, setSource, watchMessages } from "./messages.js";
 import * as sidebar from "./sidebar.js";
 import { ChatSocket } from "./socket.js";
@@ -100,19 +101,26 @@ const handlers = {
         delete unsent.article.dataset.unsent;
       }
       unsent = null;
+      drafts.keep(draftKey(), "");
+      // earlier messages, of which one was edited: it is the end of the talk now
+      if (thread.hasAttribute("data-earlier")) location.replace(`/c/${frame.conversation_id}/`);
     } else if (frame.text !== undefined && !byId(frame.question_id)) {
       // asked on another page of the same person
       part(addMessage("user", frame.question_id), "body").textContent = frame.text;
     }
     openConversation(frame);
+    keepDraft();
     frame.replaced.forEach((id) => byId(id)?.remove());
     const answer = byId(frame.message_id) ?? addMessage("assistant", frame.message_id);
     answer.dataset.status = "pending";
+    answer.dataset.askedAt = Date.now();
+    setTimeout(showState, WAITING_MS);
   },
   begin({ message_id }) {
     const answer = byId(message_id);
     if (!answer) return;
     answer.dataset.status = "pending";
+    delete answer.dataset.askedAt;
     part(answer, "done").replaceChildren();
     showTail(answer, "");
     setNote(answer, "");
@@ -136,6 +144,7 @@ const handlers = {
     showTail(answer, "");
     if (status === "stopped") setNote(answer, "You stopped this answer.");
     else if (error) setNote(answer, error.message, true);
+    if (notice.dataset.until === "idle" && pending().length === 0) showNotice("");
     announcer.textContent = error ? error.message : part(answer, "done").textContent;
     // whoever is somewhere else by now stays there
     if ([document.body, stopButton].includes(document.activeElement)) text.focus({ preventScroll: true });
@@ -162,6 +171,7 @@ const handlers = {
       unsent.article?.remove();
       if (!text.value) text.value = unsent.frame.text ?? "";
       unsent = null;
+      keepDraft();
       byId("empty").hidden = thread.querySelector(".message") !== null;
       resize();
     } else if (frame.code === "not_found" && frame.param === "conversation_id") {
@@ -169,7 +179,8 @@ const handlers = {
       closeConversation();
       return;
     }
-    showNotice(frame.message);
+    // an answer is being made, maybe for another window: once it is there, the advice to wait is out of date
+    showNotice(frame.message, frame.param === "conversation_id" ? "idle" : "");
   },
   pong() {},
 };
@@ -239,17 +250,32 @@ async function refresh() {
   follow();
 }
 
-function showNotice(words) {
+function showNotice(words, until = "") {
   notice.textContent = words;
   notice.hidden = !words;
+  notice.dataset.until = until;
 }
 
-const SLOW_MS = 700;
-const STATES = { closed: "Reconnecting …", offline: "Offline", open: "", "logged-out": "" };
+function askToLogIn() {
+  showNotice("You are logged out. What you wrote is kept in this window. ");
+  const link = document.createElement("a");
+  link.href = `/accounts/login/?next=${encodeURIComponent(location.pathname)}`;
+  link.textContent = "Log in again";
+  notice.append(link);
+}
+
+const SLOW_MS = 700, WAITING_MS = 4000;
+const STATES = { closed: "Reconnecting …", offline: "Offline", "logged-out": "" };
 let connection = "open";
+const isWaiting = (answer) => Date.now() - Number(answer.dataset.askedAt ?? Infinity) >= WAITING_MS;
+function describeState() {
+  if (connection !== "open") return STATES[connection];
+  if (unsent && Date.now() - unsent.since >= SLOW_MS) return "Sending …";
+  return pending().some(isWaiting) ? "Waiting for the model …" : "";
+}
+
 function showState() {
-  const isSlow = unsent && Date.now() - unsent.since >= SLOW_MS;
-  state.textContent = STATES[connection] || (isSlow ? "Sending …" : "");
+  state.textContent = describeState();
 }
 
 const socket = new ChatSocket({
@@ -264,7 +290,8 @@ const socket = new ChatSocket({
     connection = now;
     showState();
     if (now === "logged-out") {
-      showNotice("You are logged out. Reload the page to log in again; what you wrote here is kept until you do.");
+      keepDraft();
+      askToLogIn();
     }
     if (now === "open") {
       watch();
@@ -282,6 +309,9 @@ function resize() {
 }
 
 const isReady = () => !text.disabled && !unsent && !pending().length && Boolean(byId("model").value);
+
+const draftKey = () => `${thread.dataset.organization} ${conversationId ?? "new"}`;
+const keepDraft = () => drafts.keep(draftKey(), text.value || unsent?.frame.text);
 
 function ask(frame, article) {
   showNotice("");
@@ -306,6 +336,7 @@ function fits(words) {
 }
 
 function say(words, replaces) {
+  if (words && pending().length) showNotice("Wait until the answer is finished, or stop it first.", "idle");
   if (!words || !isReady() || !fits(words)) return false;
   const article = addMessage("user");
   part(article, "body").textContent = words;
@@ -317,6 +348,7 @@ function say(words, replaces) {
 function sendText() {
   if (!say(text.value.trim())) return;
   text.value = "";
+  keepDraft();
   resize();
 }
 
@@ -334,9 +366,11 @@ function stopAnswers() {
 }
 
 composer.addEventListener("submit", (event) => { event.preventDefault(); sendText(); });
-text.addEventListener("input", resize);
+text.addEventListener("input", () => { resize(); keepDraft(); });
+// a keyboard on the screen has no Shift+Enter: there Enter begins a line, and the button sends
+const isTouch = matchMedia("(hover: none) and (pointer: coarse)");
 text.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !isTouch.matches) {
     event.preventDefault();
     sendText();
   }
@@ -350,10 +384,15 @@ document.querySelectorAll("[data-starter]").forEach((button) => button.addEventL
 
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || event.defaultPrevented || byId("manage").open) return;
+  // a menu with the focus in it closes by itself (site.js), and nothing else does
+  if (document.activeElement?.closest("details.menu[open]")) return;
   if (byId("chat-menu").open) byId("chat-menu").open = false;
   else if (sidebar.isOpen()) sidebar.show(false);
   else stopAnswers();
 });
 
+if (!text.value) text.value = drafts.read(draftKey());
+resize();
 showBusy();
+showState();
 scroll.scrollTop = scroll.scrollHeight;

@@ -1,7 +1,7 @@
-// What can be done with a message: copy an answer, ask for it again, edit a question.
+// What can be done with a message: copy it, ask for an answer again, edit a question.
 import { copy } from "./clipboard.js";
 
-const BUTTONS = { assistant: [["copy", "Copy"], ["retry", "Try again"]], user: [["edit", "Edit"]] };
+const BUTTONS = { assistant: [["copy", "Copy"], ["retry", "Try again"]], user: [["copy", "Copy"], ["edit", "Edit"]] };
 const roleOf = (article) => (article.classList.contains("user") ? "user" : "assistant");
 
 export function dress(article) {
@@ -59,7 +59,7 @@ export function watchMessages(thread, { send, retry }) {
   thread.addEventListener("click", (event) => {
     const button = event.target.closest("[data-act]"), article = button?.closest(".message");
     if (!article) return;
-    if (button.dataset.act === "copy") copy(button, article.querySelector(".source").textContent);
+    if (button.dataset.act === "copy") copy(button, article.querySelector(".source, .body.text").textContent);
     else if (button.dataset.act === "retry") retry(article.id);
     else edit(article, button, send);
   });

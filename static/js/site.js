@@ -1,4 +1,4 @@
-// Small things on every page: copy buttons, and asking before something is lost.
+// Small things on every page: copy buttons, asking before something is lost, light or dark.
 import { copy } from "./clipboard.js";
 
 document.addEventListener("click", (event) => {
@@ -24,4 +24,13 @@ document.addEventListener("keydown", (event) => {
   if (!menu) return;
   menu.open = false;
   menu.querySelector("summary").focus();
+});
+
+// the server writes the choice into each page, so that none begins in the other colours
+document.addEventListener("change", (event) => {
+  if (!event.target.matches("[data-theme-choice]")) return;
+  const choice = event.target.value;
+  if (choice) document.documentElement.dataset.theme = choice;
+  else delete document.documentElement.dataset.theme;
+  document.cookie = `aiscale_theme=${choice}; path=/; max-age=${choice ? 31536000 : 0}; samesite=lax`;
 });
