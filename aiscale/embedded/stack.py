@@ -238,7 +238,7 @@ def _welcome(env: Env, say: Callable[[str], None]) -> None:
             call_command("create_api_key", email=ADMIN_EMAIL, plan="pro", name="demo", stdout=key)
             say(f"log in as:         {ADMIN_EMAIL}")
             say(
-                f"password:          {password}   (shown only now; manage.py changepassword {ADMIN_EMAIL} makes another)"
+                f"password:          {password}   (shown only now; .venv/bin/python manage.py changepassword {ADMIN_EMAIL} makes another)"
             )
             say(f"demo API key:      {key.getvalue().strip()}   (shown only now)")
             say(_make_curl(env.public_url, key.getvalue().strip()))

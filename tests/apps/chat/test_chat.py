@@ -147,6 +147,14 @@ async def test_bad_frames_are_answered_and_the_socket_stays(cast: Cast, frame: s
     await talk.socket.leave()
 
 
+async def test_a_model_that_is_gone_is_told_in_the_words_of_the_chat(cast: Cast) -> None:
+    talk = await open_talk(cast.user)
+    await talk.tell(**ask(model="gone"))
+    error = await talk.hear()
+    assert error["message"] == "This model is no longer offered. Reload the page and choose another one."
+    await talk.socket.leave()
+
+
 async def test_frames_that_are_too_large_close_it(cast: Cast) -> None:
     talk = await open_talk(cast.user)
     await talk.socket.tell('"' + "ä" * 40_000 + '"')

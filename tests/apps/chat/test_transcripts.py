@@ -1,5 +1,6 @@
 """Answers reach their conversation once, however they ended; answers that nobody makes any more are ended."""
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from apps.accounts.models import User
 from apps.chat import transcripts, turns
 from apps.chat.models import Conversation, Message
 from apps.chat.turns import Turn
+from apps.inference.models import Model, Upstream
 from tests.apps.conftest import Cast
 from tests.apps.spend.cast import make_finished, send
 
@@ -139,3 +141,41 @@ def test_landing_page_for_strangers(cast: Cast) -> None:
     page = Client().get("/")
     assert page.status_code == 200 and b"Make an account" in page.content
     assert "script-src 'self'" in page.headers["content-security-policy"]
+    assert b"and to nobody else" in page.content
+    acme = Upstream.objects.create(name="acme", base_url="https://acme.example/v1")
+    Model.objects.filter(kind="generate").update(upstream=acme, upstream_model="large")
+    assert b"nobody else" in (content := Client().get("/").content) and b"and to nobody else" not in content
+
+
+def test_a_chat_without_models_says_so(cast: Cast) -> None:
+    browser = Client()
+    browser.force_login(cast.user)
+    assert "data-starter" in (page := browser.get("/").content.decode()) and "There is no model" not in page
+    Model.objects.update(is_enabled=False)
+    assert (
+        "There is no model to chat with." in (page := browser.get("/").content.decode()) and "data-starter" not in page
+    )
+
+
+def test_earlier_messages_lead_back_to_the_latest(cast: Cast) -> None:
+    turn = begin(cast, "Number 0")
+    for number in range(1, 60):
+        finish(cast, turn, text="Yes.", finish_reason="stop")
+        turn = begin(cast, f"Number {number}", turn.conversation_id)
+    browser, url = Client(), f"/c/{turn.conversation_id}/"
+    browser.force_login(cast.user)
+    latest = browser.get(url).content.decode()
+    assert "Number 59<" in latest and "Number 5<" not in latest and "These are earlier messages" not in latest
+    [before] = re.findall(r"\?before=\d+", latest)
+    earlier = browser.get(url + before).content.decode()
+    assert "Number 5<" in earlier and "Number 59<" not in earlier and "These are earlier messages" in earlier
+    assert f'<a href="{url}">Go to the latest</a>' in earlier
+    assert "These are earlier messages" not in browser.get(url + "?before=x").content.decode()
+
+
+@pytest.mark.parametrize(("cookie", "theme"), [("dark", "dark"), ("light", "light"), ("", None), ('"><script>', None)])
+def test_pages_begin_in_the_colours_that_were_chosen(cast: Cast, cookie: str, theme: str | None) -> None:
+    browser = Client()
+    browser.cookies["aiscale_theme"] = cookie
+    [found] = re.findall(r"<html[^>]*>", browser.get("/").content.decode())
+    assert found == ('<html lang="en">' if theme is None else f'<html lang="en" data-theme="{theme}">')
