@@ -9,25 +9,33 @@ from llguidance import LLMatcher, LLTokenizer
 
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire.jobs import Grammar
+from apps.inference import schemas
 from apps.inference.tool_grammars import list_schemas, mask_tokens
 from apps.inference.tools import Tools
 
 MAX_SCHEMA_BYTES = 64 << 10
-MAX_SCHEMA_DEPTH = 32
 CHECK_TIMEOUT_S = 5.0
 MAX_PROBLEM = 300
 
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One way to write white space: small models wander off into it where they may."""
 
+_ENDLESS = (
+    "no answer could ever be finished: what it requires is unsatisfiable, or asks for itself within itself without end"
+)
+_OVERLAP = (
+    "the options of a oneOf must exclude each other by their type, values, bounds, or a property that they require; "
+    "where an answer may be several of them, write anyOf"
+)
+
 
 def make_json_grammar(schema: dict[str, Any]) -> Grammar:
     """Say that an answer is JSON of a schema. Raises: AiscaleError (INVALID_REQUEST) for one that is too large or too deep."""
-    if _depth(schema) > MAX_SCHEMA_DEPTH:
-        raise _refuse(f"it is nested more than {MAX_SCHEMA_DEPTH} deep")
-    source = json.dumps(schema | {"x-guidance": _COMPACT})
-    if len(source) > MAX_SCHEMA_BYTES:
+    if schemas.measure_depth(schema) > schemas.MOST_DEPTH:
+        raise _refuse(f"it is nested more than {schemas.MOST_DEPTH} deep")
+    if len(json.dumps(schema)) > MAX_SCHEMA_BYTES:
         raise _refuse(f"it is larger than {MAX_SCHEMA_BYTES >> 10} KiB")
+    source = json.dumps(schemas.simplify(schema) | {"x-guidance": _COMPACT})
     return Grammar(kind="json_schema", source=source)
 
 
@@ -66,11 +74,13 @@ def _find_first_problem(grammar: Grammar, tools: Tools | None) -> tuple[str, str
 
 @lru_cache(maxsize=256)
 def _find_problem(kind: str, source: str) -> str:
+    if kind == "json_schema" and not schemas.can_end(json.loads(source)):
+        return _ENDLESS
     make = LLMatcher.grammar_from_json_schema if kind == "json_schema" else LLMatcher.grammar_from_lark
     try:
         grammar = make(source if kind == "json_schema" else mask_tokens(source))
         if problem := str(LLMatcher.validate_grammar(grammar)):
-            return problem[:MAX_PROBLEM]
+            return _OVERLAP if problem.startswith("oneOf ") else problem[:MAX_PROBLEM]
         matcher = LLMatcher(_bytes(), grammar, log_level=0)
         matcher.compute_bitmask()
     except ValueError as error:
@@ -83,18 +93,6 @@ def _find_problem(kind: str, source: str) -> str:
 def _bytes() -> LLTokenizer:
     """Return the smallest tokenizer: whether an answer can begin does not hang on the words it is made of."""
     return LLTokenizer("byte")
-
-
-def _depth(value: Any) -> int:
-    """Count levels, without recursion: what is asked about may be hostile."""
-    deepest, open_ = 0, [(value, 1)]
-    while open_:
-        inner, depth = open_.pop()
-        deepest = max(deepest, depth)
-        if depth <= MAX_SCHEMA_DEPTH:
-            parts = inner.values() if isinstance(inner, dict) else inner if isinstance(inner, list) else ()
-            open_ += [(part, depth + 1) for part in parts]
-    return deepest
 
 
 def _refuse(problem: str, kind: str = "json_schema", tool: str = "") -> AiscaleError:

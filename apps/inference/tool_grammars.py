@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from aiscale.wire.jobs import Grammar
+from apps.inference import schemas
 from apps.inference.tools import Style, Tool, Tools
 
 MOST_CALLS = 16
@@ -146,4 +147,4 @@ def _write_arguments(tool: Tool, index: int, *, is_bound: bool) -> str:
 
 def _write_schema(tool: Tool) -> str:
     schema = {"type": "object"} | (tool.parameters or {"properties": {}, "additionalProperties": False})
-    return json.dumps(schema | {"x-guidance": _COMPACT})
+    return json.dumps(schemas.simplify(schema) | {"x-guidance": _COMPACT})

@@ -24,6 +24,15 @@ NODE = {
     "required": ["value"],
     "additionalProperties": False,
 }
+ENDLESS = {"type": "object", "properties": {"next": {"$ref": "#/$defs/endless"}}, "required": ["next"]}
+
+
+def name_kind(kind: str, **properties: Any) -> dict[str, Any]:
+    """Be an object of a kind, as programs write unions that are told apart by a name."""
+    known = {"kind": {"const": kind}} | properties
+    return {"type": "object", "properties": known, "required": list(known), "additionalProperties": False}
+
+
 FOLLOWED: dict[str, dict[str, Any]] = {
     "recursion": {"$ref": "#/$defs/node", "$defs": {"node": NODE}},
     "pattern": {"type": "string", "pattern": r"^[a-f]{2,4}-\d+$", "maxLength": 12},
@@ -51,6 +60,40 @@ FOLLOWED: dict[str, dict[str, Any]] = {
     "several types": {"type": ["string", "null"], "maxLength": 2},
     "a tuple": {"type": "array", "prefixItems": [{"const": 1}, {"type": "boolean"}], "items": False, "minItems": 2},
     "open bounds": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    "exactly one, by a name behind references": {
+        "type": "object",
+        "properties": {"shape": {"oneOf": [{"$ref": "#/$defs/circle"}, {"$ref": "#/$defs/line"}, {"type": "null"}]}},
+        "required": ["shape"],
+        "additionalProperties": False,
+        "$defs": {
+            "circle": name_kind("circle", radius={"type": "integer", "minimum": 1, "maximum": 9}),
+            "line": name_kind("line", turns={"type": "boolean"}),
+        },
+    },
+    "exactly one, by bounds": {
+        "oneOf": [
+            {"type": "integer", "minimum": 0, "maximum": 3},
+            {"type": "integer", "exclusiveMinimum": 3, "maximum": 5},
+        ]
+    },
+    "exactly one, by length": {
+        "oneOf": [{"type": "string", "maxLength": 1}, {"type": "string", "minLength": 2, "maxLength": 3}]
+    },
+    "exactly one, and any of several": {
+        "anyOf": [{"const": 1}, {"const": "a"}, {"const": "bb"}],
+        "oneOf": [{"type": "string", "minLength": 2}, {"type": "integer"}],
+    },
+    "what has no end may be left out": {
+        "type": "object",
+        "properties": {
+            "a": {"$ref": "#/$defs/endless"},
+            "b": {"anyOf": [{"$ref": "#/$defs/endless"}, {"type": "boolean"}]},
+            "c": {"type": "array", "items": {"$ref": "#/$defs/endless"}},
+        },
+        "required": ["b"],
+        "additionalProperties": False,
+        "$defs": {"endless": ENDLESS},
+    },
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "not": ({"not": {"type": "string"}}, "not"),
@@ -58,11 +101,35 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unique items": ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "uniqueItems"),
     "names": ({"type": "object", "propertyNames": {"pattern": "^x"}}, "propertyNames"),
     "contains": ({"type": "array", "contains": {"const": 1}}, "contains"),
-    "exactly one": ({"oneOf": [{"type": "integer"}, {"type": "number", "maximum": 3}]}, "oneOf"),
+    "exactly one": (
+        {"oneOf": [{"type": "integer"}, {"type": "number", "maximum": 3}]},
+        "options of a oneOf must exclude",
+    ),
+    "exactly one of what may be both": (
+        {
+            "oneOf": [
+                {"type": "object", "properties": {"k": {"const": 1}}},
+                {"type": "object", "properties": {"k": {"const": 2}}},
+            ]
+        },
+        "write anyOf",
+    ),
     "a format nobody knows": ({"type": "string", "format": "nonsense"}, "nonsense"),
     "a type nobody knows": ({"type": "strin"}, "strin"),
     "nothing at all": ({"type": "object", "properties": {"a": False}, "required": ["a"]}, "unsatisfiable"),
-    "itself alone": ({"$ref": "#"}, "no answer could begin"),
+    "itself alone": ({"$ref": "#"}, "without end"),
+    "itself within itself": ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "without end"),
+    "a list of lists": ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "without end"),
+    "two that need each other": (
+        {
+            "$ref": "#/$defs/a",
+            "$defs": {
+                "a": {"type": "object", "additionalProperties": {"$ref": "#/$defs/b"}, "required": ["x"]},
+                "b": {"type": "array", "prefixItems": [{"anyOf": [{"$ref": "#/$defs/a"}, False]}], "minItems": 1},
+            },
+        },
+        "without end",
+    ),
     "a reference to nowhere": ({"$ref": "#/$defs/x"}, "does not exist"),
     "a reference to elsewhere": ({"$ref": "http://127.0.0.1:9/z"}, "not present"),
     "looking ahead": ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
