@@ -1,6 +1,8 @@
 """Write models as others export them to ONNX: the same weights, under the names and the other way round that exporters leave them."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +159,10 @@ def _add_gemm(export: Export, name: str, weight: NDArray[Any], bias: NDArray[Any
     export.node("Gemm", f"/{name.replace('.', '/')}/Gemm", ["h", *given], transB=1)
 
 
-def write_bert(folder: Path, source: Path, labels: int = 0, hidden: int = 32) -> dict[str, NDArray[np.float32]]:
-    """Write a random sentence encoder as torch exports it, or a classifier with so many ``labels``, with the tokenizer of ``source``;
-    return its weights by their names."""
+def _begin_bert(folder: Path, source: Path, hidden: int, ffn: int) -> None:
+    """Write what lies beside the weights: the tokenizer of ``source``, and the configuration."""
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
-    order, ffn = np.random.default_rng(4), 2 * hidden
     config = {
         "model_type": "bert",
         "hidden_act": "gelu",
@@ -176,24 +176,35 @@ def write_bert(folder: Path, source: Path, labels: int = 0, hidden: int = 32) ->
         "architectures": ["BertModel"],
     }
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def write_bert(
+    folder: Path, source: Path, labels: int = 0, hidden: int = 32, theirs: Callable[[str], str] = str
+) -> dict[str, NDArray[np.float32]]:
+    """Write a random sentence encoder as torch exports it, or a classifier with so many ``labels``, with the tokenizer of ``source``;
+    return its weights by BERT's names. ``theirs`` gives a weight's name in another family; an empty one: it has no such weight."""
+    ffn, order = 2 * hidden, np.random.default_rng(4)
+    _begin_bert(folder, source, hidden, ffn)
     export, made = Export(), {}
 
     def keep(name: str, *shape: int) -> NDArray[np.float32]:
         made[name] = (order.standard_normal(shape) * 0.3).astype(np.float32)
         return made[name]
 
+    def place(name: str) -> str:
+        """Return the path of a module of this name."""
+        return "/" + re.sub(r"\.(?!\d)", "/", theirs(f"{name}.weight").removesuffix(".weight"))
+
     for kind, rows in (("word", 60), ("position", 64), ("token_type", 2)):
         name = f"embeddings.{kind}_embeddings.weight"
-        export.node(
-            "Gather", f"/embeddings/{kind}_embeddings/Gather", [export.constant(name, keep(name, rows, hidden)), "i"]
-        )
+        if theirs(name):
+            given = export.constant(theirs(name), keep(name, rows, hidden))
+            export.node("Gather", f"/embeddings/{kind}_embeddings/Gather", [given, "i"])
 
     def norm(name: str) -> None:
         for kind, number in (("weight", "Mul"), ("bias", "Add_1")):
-            given = export.constant(f"{name}.{kind}", keep(f"{name}.{kind}", hidden))
-            export.node(
-                number[:3], f"/{name.replace('.layer.', '/layer.')}/{number}".replace("LayerNorm", "LayerNorm"), [given]
-            )
+            given = export.constant(theirs(f"{name}.{kind}"), keep(f"{name}.{kind}", hidden))
+            export.node(number[:3], f"{place(name)}/{number}", [given])
 
     norm("embeddings.LayerNorm")
     for layer in range(2):
@@ -204,15 +215,15 @@ def write_bert(folder: Path, source: Path, labels: int = 0, hidden: int = 32) ->
             ("intermediate.dense", ffn, hidden),
             ("output.dense", hidden, ffn),
         ):
-            path = f"/encoder/layer.{layer}/{part.replace('.', '/')}"
+            path = place(f"{at}.{part}")
             weight = export.constant(f"onnx::MatMul_{layer}{part}", keep(f"{at}.{part}.weight", rows, columns).T)
             export.node("MatMul", f"{path}/MatMul", ["h", weight])
-            export.node(
-                "Add", f"{path}/Add", [export.constant(f"{at}.{part}.bias", keep(f"{at}.{part}.bias", rows)), "h"]
-            )
+            bias = export.constant(theirs(f"{at}.{part}.bias"), keep(f"{at}.{part}.bias", rows))
+            export.node("Add", f"{path}/Add", [bias, "h"])
         norm(f"{at}.attention.output.LayerNorm")
         norm(f"{at}.output.LayerNorm")
     for name, rows in (("pooler.dense", hidden), ("classifier", labels)) if labels else ():
-        _add_gemm(export, name, keep(f"{name}.weight", rows, hidden), keep(f"{name}.bias", rows))
+        own = theirs(f"{name}.weight").removesuffix(".weight")
+        _add_gemm(export, own, keep(f"{name}.weight", rows, hidden), keep(f"{name}.bias", rows))
     export.save(folder / "model.onnx")
     return made

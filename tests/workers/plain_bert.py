@@ -1,4 +1,4 @@
-"""Compute a BERT in plain numpy, as a paper would write it."""
+"""Compute a BERT, and what differs from it by little, in plain numpy, as a paper would write it."""
 
 import math
 from typing import Any
@@ -11,15 +11,16 @@ def dense(w: dict[str, Any], x: Any, name: str) -> Any:
     return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
 
-def compute_states(w: dict[str, Any], ids: list[int], layers: int, heads: int) -> NDArray[np.float32]:
-    """Return the last hidden states of one text, ``[tokens, hidden]``."""
+def compute_states(w: dict[str, Any], ids: list[int], layers: int, heads: int, first: int = 0) -> NDArray[np.float32]:
+    """Return the last hidden states of one text, ``[tokens, hidden]``, whose positions begin at ``first``."""
 
     def norm(x: Any, name: str) -> Any:
         spread = np.sqrt(((x - x.mean(-1, keepdims=True)) ** 2).mean(-1, keepdims=True) + 1e-12)
         return (x - x.mean(-1, keepdims=True)) / spread * w[f"{name}.weight"] + w[f"{name}.bias"]
 
-    tables = [w[f"embeddings.{kind}_embeddings.weight"] for kind in ("word", "position", "token_type")]
-    x = norm(tables[0][ids] + tables[1][: len(ids)] + tables[2][0], "embeddings.LayerNorm")
+    tables = [w.get(f"embeddings.{kind}_embeddings.weight") for kind in ("word", "position", "token_type")]
+    segment = 0 if tables[2] is None else tables[2][0]
+    x = norm(tables[0][ids] + tables[1][first : first + len(ids)] + segment, "embeddings.LayerNorm")
     erf, hidden = np.vectorize(math.erf), tables[0].shape[1]
     head_dim = hidden // heads
     for layer in range(layers):
@@ -35,9 +36,11 @@ def compute_states(w: dict[str, Any], ids: list[int], layers: int, heads: int) -
     return np.asarray(x, np.float32)
 
 
-def classify(w: dict[str, Any], ids: list[int], layers: int, heads: int, *, one: bool) -> NDArray[np.float32]:
+def classify(
+    w: dict[str, Any], ids: list[int], layers: int, heads: int, *, one: bool, first: int = 0, active: Any = np.tanh
+) -> NDArray[np.float32]:
     """Return each label's score, of a model of which ``one`` label holds, or each by itself."""
-    first = compute_states(w, ids, layers, heads)[0]
-    logits = dense(w, np.tanh(dense(w, first, "pooler.dense")), "classifier")
+    state = compute_states(w, ids, layers, heads, first)[0]
+    logits = dense(w, active(dense(w, state, "pooler.dense")), "classifier")
     chances = np.exp(logits - logits.max())
     return np.asarray(chances / chances.sum() if one else 1 / (1 + np.exp(-logits)), np.float32)

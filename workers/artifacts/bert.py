@@ -1,4 +1,4 @@
-"""Convert a BERT sentence encoder or classifier (safetensors, Hugging Face names) into ONNX graphs with fused operators.
+"""Convert a sentence encoder or classifier of BERT's kind (under BERT's names, see `encoder_families`) into fused ONNX graphs.
 
 Two graphs share one file of weights. `GRAPH_FILE` takes ``input_ids`` int64 ``[batch, sequence]``, all of one length, and does no work
 for masks. `PADDED_GRAPH_FILE` also takes ``lengths`` int32 ``[batch]``: what lies right of a row's length is padding. Both give
@@ -9,7 +9,6 @@ for masks. `PADDED_GRAPH_FILE` also takes ``lengths`` int32 ``[batch]``: what li
 ``SkipLayerNormalization`` and ``BiasGelu``; and attention without a mask nearly twice as fast as with one (decision 0020).
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,39 +51,14 @@ class BertShape:
     """Of a classifier of whole texts."""
     scores: Literal["one", "each"] = "one"
     """Whether one of the labels holds, or each by itself."""
+    first_position: int = 0
+    """Where in the table the position of a text's first token is; what lies before is of no text."""
+    head: Literal["Tanh", "Relu"] = "Tanh"
+    """What is done between a classifier's two products."""
 
-
-def read_shape(
-    config: Path,
-    pooling: Literal["mean", "cls"] = "mean",
-    normalize: bool = True,
-    labels: tuple[str, ...] = (),
-    scores: Literal["one", "each"] = "one",
-) -> BertShape:
-    """Read the dimensions. I/O: one small file. Raises: ConversionError for another architecture or activation."""
-    try:
-        said = json.loads(config.read_text(encoding="utf-8"))
-        if said.get("model_type") != "bert" or said.get("hidden_act") != "gelu":
-            raise ConversionError(
-                f"the configuration describes a {said.get('model_type')} with {said.get('hidden_act')}; "
-                "only BERT with the exact GELU is converted"
-            )
-        if said.get("position_embedding_type", "absolute") != "absolute":
-            raise ConversionError("the configuration asks for relative positions; only absolute ones are converted")
-        return BertShape(
-            layers=int(said["num_hidden_layers"]),
-            hidden=int(said["hidden_size"]),
-            heads=int(said["num_attention_heads"]),
-            positions=int(said["max_position_embeddings"]),
-            vocab_size=int(said["vocab_size"]),
-            norm_epsilon=float(said["layer_norm_eps"]),
-            pooling=pooling,
-            normalize=normalize,
-            labels=labels,
-            scores=scores,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConversionError(f"{config.name} is not a BERT's configuration: {error!r}") from error
+    @property
+    def context_tokens(self) -> int:
+        return self.positions - self.first_position
 
 
 def convert(
@@ -171,11 +145,16 @@ class _BertGraph:
         graph.save(target, weights)
 
     def _embed(self, ids: str, extent: str) -> str:
-        """Add up the embeddings of tokens and positions. All texts are segment 0, whose vector the positions carry."""
-        graph = self.graph
+        """Add up the embeddings of tokens and positions. All texts are segment 0, whose vector the positions carry, if there is one."""
+        graph, shape = self.graph, self.shape
         positions = self._read("embeddings.position_embeddings.weight")
-        segment = self._read("embeddings.token_type_embeddings.weight")[0]
-        table = graph.constant("positions", positions + segment)
+        if len(positions) != shape.positions:
+            raise ConversionError(
+                f"the weights have {len(positions)} positions, and their configuration {shape.positions}"
+            )
+        segments = self.tensors.get("embeddings.token_type_embeddings.weight")
+        segment = np.float32(0) if segments is None else np.asarray(segments[0], np.float32)
+        table = graph.constant("positions", positions[shape.first_position :] + segment)
         length = graph.node("Slice", [extent, self._number("one", 1), self._number("two", 2)])
         places = graph.node("Slice", [table, self._number("zero", 0), length])
         words = graph.node("Gather", [self._tensor("embeddings.word_embeddings.weight"), ids], axis=0)
@@ -301,7 +280,7 @@ class _BertGraph:
                 f"the classifier tells {rows} labels apart, and its configuration names {len(shape.labels)}"
             )
         first = graph.node("Gather", [hidden, graph.constant("first", np.array(0, np.int64))], axis=1)
-        pooled = graph.node("Tanh", [self._float_product("pooler.dense", first)])
+        pooled = graph.node(shape.head, [self._float_product("pooler.dense", first)])
         logits = self._float_product("classifier", pooled)
         if shape.scores == "one":
             graph.node("Softmax", [logits], ["scores"], axis=-1)
@@ -345,5 +324,7 @@ class _BertGraph:
     def _read(self, name: str) -> NDArray[np.float32]:
         value = self.tensors.get(name)
         if value is None:
-            raise ConversionError(f"the weights have no tensor {name}; they are damaged or not a BERT")
+            raise ConversionError(
+                f"the weights have no tensor {name}; they are damaged, or not of the kind that their configuration says"
+            )
         return np.asarray(value, np.float32)

@@ -17,7 +17,15 @@ import msgspec
 from safetensors.numpy import load_file
 
 from aiscale.wire.manifest import GRAPH_FILE, MANIFEST_FILE, TOKENIZER_FILE, Manifest, read_manifest
-from workers.artifacts import bert, decoder, gguf_decoder, gguf_tokenizer, moderation
+from workers.artifacts import (
+    bert,
+    decoder,
+    encoder_families,
+    gguf_decoder,
+    gguf_tokenizer,
+    moderation,
+    safetensors_decoder,
+)
 from workers.artifacts.calibration import read_sample
 from workers.artifacts.catalog import MODELS, BundledModel
 from workers.artifacts.decoder import Precision
@@ -184,9 +192,9 @@ def _convert_generator(
 def _convert_encoder(
     model: BundledModel, paths: dict[str, Path], made: Path, version: str, precision: Precision
 ) -> Manifest:
-    shape = bert.read_shape(paths["config.json"])
+    shape = encoder_families.read_shape(safetensors_decoder.read_json(paths["config.json"]))
     bert.convert_tokenizer(paths["tokenizer.json"], made / TOKENIZER_FILE)
-    context_tokens = model.context_tokens or shape.positions
+    context_tokens = model.context_tokens or shape.context_tokens
     sample = read_sample(made / TOKENIZER_FILE, context_tokens)
     tensors = load_file(str(paths["model.safetensors"]))
     bert.convert(tensors, shape, made, "int8" if precision == "int8" else "fp32", sample)

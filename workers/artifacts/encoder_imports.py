@@ -1,5 +1,6 @@
-"""Plan the import of a BERT from a Hugging Face folder: a sentence encoder, or a classifier of whole texts."""
+"""Plan the import of an encoder of BERT's kind from a Hugging Face folder: a sentence encoder, or a classifier of whole texts."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from aiscale.wire.manifest import GRAPH_FILE, TOKENIZER_FILE, Manifest
-from workers.artifacts import bert, build, hf_tokenizer, quality, safetensors_decoder
+from workers.artifacts import bert, build, encoder_families, hf_tokenizer, quality, safetensors_decoder
 from workers.artifacts.bert import BertShape
 from workers.artifacts.calibration import read_sample
 from workers.artifacts.decoder import Precision
@@ -38,7 +39,7 @@ def plan(
     classifies = any("ForSequenceClassification" in kind for kind in kinds)
     if any("For" in kind and "ForSequenceClassification" not in kind and "ForMaskedLM" not in kind for kind in kinds):
         raise ConversionError(
-            f"{source.name} holds a {kinds[0][:60]}; of BERT, sentence encoders and classifiers of whole texts are imported"
+            f"{source.name} holds a {kinds[0][:60]}; of its family, sentence encoders and classifiers of whole texts are imported"
         )
     if precision not in (None, "int8", "fp32"):
         raise ConversionError(f"encoders and classifiers are converted to int8 or fp32, not to {precision}")
@@ -49,12 +50,12 @@ def plan(
 
     def make(work: Path, made: Path, report: list[str]) -> Manifest:
         if classifies:
-            shape = bert.read_shape(source / CONFIG_FILE, labels=_read_labels(config), scores=_read_scores(config))
+            shape = encoder_families.read_shape(config, labels=_read_labels(config), scores=_read_scores(config))
         else:
-            shape = bert.read_shape(source / CONFIG_FILE, _read_pooling(source))
+            shape = encoder_families.read_shape(config, _read_pooling(source))
         hf_tokenizer.copy_tokenizer(source, made / TOKENIZER_FILE)
-        sample = read_sample(made / TOKENIZER_FILE, shape.positions)
-        tensors = _read_tensors(source, graph)
+        sample = read_sample(made / TOKENIZER_FILE, shape.context_tokens)
+        tensors = encoder_families.rename(_read_tensors(source, graph), config)
         _convert(tensors, shape, made, chosen, sample)
         hashes, sizes = build.list_files(made)
         report += _report(tensors, shape, work, made, chosen, sample)
@@ -69,7 +70,7 @@ def plan(
             source=f"{source.name} sha256:{build.hash_file(files[0])}",
             license=license_,
             vocab_size=shape.vocab_size,
-            context_tokens=shape.positions,
+            context_tokens=shape.context_tokens,
             dimensions=len(shape.labels) or shape.hidden,
             labels=shape.labels,
             thresholds=(THRESHOLD,) * len(shape.labels),
@@ -161,13 +162,30 @@ def _read_scores(config: dict[str, Any]) -> Literal["one", "each"]:
 
 def _read_pooling(source: Path) -> Literal["mean", "cls"]:
     """Say how a sentence-transformers folder makes one vector of many. I/O: one small file. Raises: ConversionError."""
+    _check_modules(source)
     path = source / "1_Pooling" / CONFIG_FILE
     said = safetensors_decoder.read_json(path) if path.is_file() else {}
     ways = [name.removeprefix("pooling_mode_") for name, on in said.items() if name.startswith("pooling_mode_") and on]
-    if ways in ([], ["mean_tokens"]):
+    if "pooling_mode" in said:
+        ways.append(said["pooling_mode"])
+    if ways in ([], ["mean_tokens"], ["mean"]):
         return "mean"
-    if ways == ["cls_token"]:
+    if ways in (["cls_token"], ["cls"]):
         return "cls"
     raise ConversionError(
         f"the model pools by {', '.join(map(str, ways))[:100]}; mean_tokens and cls_token are computed"
     )
+
+
+def _check_modules(source: Path) -> None:
+    """Refuse a sentence-transformers folder with further parts, which are not computed. I/O: one small file. Raises: ConversionError."""
+    path = source / "modules.json"
+    if not path.is_file():
+        return
+    try:
+        kinds = [str(module["type"]).rpartition(".")[2] for module in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ConversionError(f"{path.name} cannot be read: {str(error)[:100]}") from error
+    others = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
+    if others:
+        raise ConversionError(f"the model has a part that is not computed here: {', '.join(others)[:100]}")

@@ -29,6 +29,7 @@ from aiscale.wire.manifest import (
 from workers.artifacts import (
     build,
     decoder,
+    encoder_families,
     encoder_imports,
     gguf_decoder,
     gguf_tokenizer,
@@ -112,7 +113,7 @@ def _choose(source: Path, name: str, precision: Precision | None, license_: str)
     files = [*weights, source / CONFIG_FILE]
     files += [path for side in _SIDE_FILES if (path := source / side).is_file()]
     config = safetensors_decoder.read_json(source / CONFIG_FILE)
-    if config.get("model_type") == "bert":
+    if config.get("model_type") in encoder_families.FAMILIES:
         return encoder_imports.plan(source, name, precision, license_, files, config, graph)
     return _plan_decoder(_FolderSource(source, config, graph), name, precision, license_, files)
 

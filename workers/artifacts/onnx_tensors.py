@@ -28,7 +28,7 @@ _NORMS = ("SimplifiedLayerNormalization", "RMSNormalization", "LayerNormalizatio
 _SKIP_NORMS = ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization")
 _THROUGH = ("Identity", "Cast")
 _PREFIX = re.compile(
-    r"(?:^|.*[./])((?:model\.(?:layers|embed_tokens|norm)|lm_head|embeddings|encoder\.layer|pooler\.dense|classifier)\..+)"
+    r"(?:^|.*[./])((?:model\.(?:layers|embed_tokens|norm)|lm_head|embeddings|(?:encoder|transformer)\.layer|pooler\.dense|(?:pre_)?classifier)\..+)"
 )
 _RENAMED = (
     (re.compile(r"\.attn\."), ".self_attn."),

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from workers.artifacts import decoder
 from workers.artifacts.decoder import DecoderShape
+from workers.artifacts.encoder_families import FAMILIES
 from workers.artifacts.errors import ConversionError
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
@@ -70,7 +71,8 @@ def read_shape(config: dict[str, Any]) -> DecoderShape:
     kind = config.get("model_type")
     if kind not in KINDS:
         raise ConversionError(
-            f"{CONFIG_FILE} describes a {str(kind)[:40]!r} model; of decoders, {', '.join(KINDS)} are converted"
+            f"{CONFIG_FILE} describes a {str(kind)[:40]!r} model; of decoders, {', '.join(KINDS)} are converted, "
+            f"and of encoders {', '.join(FAMILIES)}"
         )
     if config.get("hidden_act", "silu") != "silu":
         raise ConversionError(f"the model's activation is {config['hidden_act']}; only silu is converted")

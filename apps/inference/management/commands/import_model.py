@@ -11,9 +11,9 @@ from apps.inference import entries, prompts
 
 class Command(BaseCommand):
     help = (
-        "Take in a model: a GGUF file (llama, qwen2, qwen3), a Hugging Face folder of safetensors or of an ONNX export (also BERT "
-        "encoders and classifiers of texts), or a folder that aiscale converted elsewhere. Converts it, measures what that cost, and "
-        "enters it into the catalog."
+        "Take in a model: a GGUF file (llama, qwen2, qwen3), a Hugging Face folder of safetensors or of an ONNX export (also encoders "
+        "and classifiers of texts: BERT, RoBERTa and its kin, DistilBERT), or a folder that aiscale converted elsewhere. Converts it, "
+        "measures what that cost, and enters it into the catalog."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
