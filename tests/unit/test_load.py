@@ -29,6 +29,8 @@ class Answers(socketserver.StreamRequestHandler):
                 if header.startswith(b"content-length:"):
                     length = int(header.split(b":")[1])
             self.rfile.read(length)
+            if not line.endswith(b"\n"):
+                return  # cut off in mid-line, as wrk leaves at its end
             path = line.split()[1]
             if path == b"/gone":
                 return
