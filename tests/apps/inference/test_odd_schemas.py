@@ -13,6 +13,8 @@ from tokenizers import Tokenizer
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire.manifest import read_manifest
 from apps.inference.grammars import check, make_json_grammar
+from apps.inference.tool_grammars import make_grammar
+from apps.inference.tools import Style, Tool, Tools
 from workers.engine.grammar import Grammars
 
 NODE = {
@@ -172,3 +174,13 @@ async def test_it_is_refused_by_name(name: str) -> None:
         await check(make_json_grammar(schema))
     assert (refused.value.code, refused.value.param) == (Code.INVALID_REQUEST, "response_format")
     assert reason in refused.value.message, refused.value.message
+
+
+async def test_a_tool_whose_arguments_have_no_end_is_refused_by_its_name() -> None:
+    endless = {"properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+    tools = Tools(tools=(Tool(name="good"), Tool(name="turn", parameters=endless)), must_call=True)
+    grammar = make_grammar(tools, Style.HERMES, lambda mark: None)
+    assert grammar is not None
+    with pytest.raises(AiscaleError, match=r"tool 'turn' .* without end") as refused:
+        await check(grammar, tools)
+    assert refused.value.param == "tools"
