@@ -1,6 +1,7 @@
 """Look up models in this process's copy of the catalog, at most a second old."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import Any
@@ -18,6 +19,8 @@ from apps.spend.prices import Terms
 log = logging.getLogger(__name__)
 
 FRESH_S = 1.0
+PATIENCE_S = 1.0
+"""How long a request waits for another one that reads the catalog anew, where the copy is older than that."""
 
 _models: dict[str, "CatalogModel"] = {}
 _fresh_until = 0.0
@@ -122,7 +125,13 @@ async def _refresh() -> None:
         return
     lock = _get_lock()
     if _models and lock.locked():
-        # somebody is reading it again: the copy of a second ago is good enough
+        if time.monotonic() < _fresh_until + FRESH_S:
+            # somebody is reading it again: the copy of a second ago is good enough
+            return
+        # after a quiet time the copy is as old as that was; but nobody waits for a database that hangs
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S), lock:
+                pass
         return
     async with lock:
         if _fresh_until > time.monotonic():

@@ -1,6 +1,7 @@
 """The catalog gives the price in force, at most a second old; a request keeps the price of its admission."""
 
 import asyncio
+import threading
 import time
 from datetime import timedelta
 
@@ -46,6 +47,31 @@ async def test_a_change_arrives_and_a_planned_one_begins_by_itself(cast: Cast) -
     planned = await on_thread(lambda: change(70, after_s=1.5))
     assert (await wait_for_price(60)).price_id == now.public_id
     assert (await wait_for_price(70)).price_id == planned.public_id
+
+
+async def test_a_burst_after_a_quiet_time_finds_no_old_copy(cast: Cast) -> None:
+    """Not even those that come while the first of them reads it anew."""
+    await catalog.get_model(MODEL)
+    await on_thread(lambda: change(60))
+    await asyncio.sleep(2 * catalog.FRESH_S + 0.1)
+    found = await asyncio.gather(*(catalog.get_model(MODEL) for _ in range(20)))
+    assert [model.terms.prompt_nanousd_per_token for model in found] == [60] * 20
+
+
+async def test_nobody_waits_for_a_database_that_hangs(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    await catalog.get_model(MODEL)
+    await asyncio.sleep(2 * catalog.FRESH_S + 0.1)
+    going_on = threading.Event()
+    monkeypatch.setattr(catalog, "_read", lambda: going_on.wait(30) and {})
+    first = asyncio.create_task(catalog.get_model(MODEL))
+    await asyncio.sleep(0.05)
+    started = time.monotonic()
+    found = await catalog.get_model(MODEL)
+    assert found.terms.prompt_nanousd_per_token == 50 and time.monotonic() - started < catalog.PATIENCE_S + 1
+    going_on.set()
+    with pytest.raises(AiscaleError):
+        await first
+    catalog.forget()
 
 
 async def test_a_request_keeps_the_price_of_its_admission(cast: Cast, redis_url: str) -> None:
