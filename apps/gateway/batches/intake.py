@@ -1,5 +1,6 @@
 """Read a batch's file into lines, or say what is wrong with it."""
 
+import codecs
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -41,8 +42,8 @@ def _write(batch: Batch, data: IO[bytes]) -> list[dict[str, Any]]:
     problems: list[dict[str, Any]] = []
     seen: set[str] = set()
     rows: list[BatchLine] = []
-    for number, text in _iter_lines(data):
-        if number > MAX_LINES:
+    for count, (number, text) in enumerate(_iter_lines(data), 1):
+        if count > MAX_LINES:
             problems.append(
                 _problem("too_many_lines", f"The file has more than {MAX_LINES} requests. Split it.", number)
             )
@@ -68,11 +69,15 @@ def _write(batch: Batch, data: IO[bytes]) -> list[dict[str, Any]]:
 
 
 def _iter_lines(data: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that are not blank, numbered from 1. None is read beyond what may be sent at once."""
+    """Yield the lines that are not blank, with their numbers in the file, from 1. None is read beyond what may be sent at once.
+
+    A byte order mark, as some editors write it, is none of the first line.
+    """
     number, limit = 0, int(settings.ENV.body_limit_bytes) + 4096
     while line := data.readline(limit + 1):
+        number += 1
+        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if line.strip() or len(line) > limit:
-            number += 1
             yield number, line.strip()
         while len(line) > limit and not line.endswith(b"\n"):
             line = data.readline(limit + 1)

@@ -151,6 +151,19 @@ async def test_a_bad_file_fails_with_its_lines_named(cast: Cast) -> None:
     assert (await read(cast, empty["id"]))["errors"]["data"][0]["code"] == "empty_file"
 
 
+async def test_a_file_as_editors_write_it(cast: Cast) -> None:
+    """With a byte order mark, other ends of lines, and lines without anything, which have numbers all the same."""
+    lines = ["\ufeff" + json.dumps(make_line(1)) + "\r", "\r", json.dumps(make_line(2)) + "\r", "", "  "]
+    made = await create(cast, lines)
+    await runner.advance(made["id"])
+    done = await read(cast, made["id"])
+    assert (done["status"], done["request_counts"]) == ("completed", {"total": 2, "completed": 2, "failed": 0})
+    assert [line["custom_id"] for line in await read_lines(cast, done["output_file_id"])] == ["line-1", "line-2"]
+    bad = await create(cast, [*lines, "{", json.dumps(make_line(2))])
+    await runner.advance(bad["id"])
+    assert [problem["line"] for problem in (await read(cast, bad["id"]))["errors"]["data"]] == [6, 7]
+
+
 async def test_bad_requests_are_refused(cast: Cast) -> None:
     line = make_line(1)
     for changes, param in (
