@@ -16,6 +16,7 @@ from apps.inference.catalog import CatalogModel
 from apps.inference.embeddings import EmbeddingRequest, EmbeddingResult
 from apps.inference.relays import Relay
 from apps.inference.upstream_client import failed, fetch
+from apps.inference.upstream_words import read_count
 from apps.inference.waiting import Wait
 from apps.spend import admission
 
@@ -101,10 +102,9 @@ class EmbeddingRelay(Relay):
         """Return the tokens of the inputs: the upstream's own figure, else our tokenizer's; none while there is no answer."""
         if self.usage is None:
             return 0, 0
-        told = self.usage.get("prompt_tokens")
-        known = isinstance(told, int) and not isinstance(told, bool) and told >= 0
+        told, most = read_count(self.usage, "prompt_tokens"), self.job.billing.hold_tokens
         ids = sum(len(entry) for entry in self.body["input"] if isinstance(entry, list))
-        return (int(told) if known and told is not None else self.estimate + ids), 0
+        return min(self.estimate + ids if told is None else told, most), 0
 
 
 def read_vectors(answer: bytes, wanted: int) -> tuple[bytes, int, int, dict[str, Any]]:

@@ -25,7 +25,15 @@ from apps.inference import catalog, completions, lanes, prompts, queue, relay_or
 from apps.inference.catalog import CatalogModel, UpstreamRoute
 from apps.inference.completions import CompletionRequest, Run
 from apps.inference.upstream_client import open_stream
-from apps.inference.upstream_words import bound_prompt_tokens, make_body, read_call_parts, write_prompt
+from apps.inference.upstream_words import (
+    Piece,
+    bound_prompt_tokens,
+    make_body,
+    read_count,
+    read_pieces,
+    read_usage,
+    write_prompt,
+)
 from apps.inference.waiting import Wait
 from apps.spend import admission
 
@@ -155,7 +163,8 @@ class Relay:
         self.route = route
         self.body = body
         self._keeps_log = isinstance(job, GenerateJob) and job.keep_log
-        self.several = isinstance(job, GenerateJob) and job.sampling.n > 1
+        self._choices = job.sampling.n if isinstance(job, GenerateJob) else 1
+        self.several = self._choices > 1
         self._kind: Literal["generate", "encode"] = "generate" if isinstance(job, GenerateJob) else "encode"
         self.worker_id = f"{RELAY}{wait.process_id}"
         self.beat_lock = asyncio.Lock()
@@ -229,21 +238,14 @@ class Relay:
         assert self.route is not None
         async with open_stream(self.route, "/chat/completions", self.body) as chunks:
             async for chunk in chunks:
-                if not isinstance(chunk, dict):
-                    continue
-                if isinstance(chunk.get("usage"), dict):
-                    self.usage = chunk["usage"]
-                for choice in chunk.get("choices") or ():
-                    await self._take(choice)
+                self.usage = read_usage(chunk) or self.usage
+                for piece in read_pieces(chunk, self._choices):
+                    await self._take(piece)
 
-    async def _take(self, choice: dict[str, Any]) -> None:
-        index = choice.get("index") or 0
-        delta = choice.get("delta") or {}
-        text, calls = delta.get("content") or "", read_call_parts(delta.get("tool_calls"))
-        finish_reason = choice.get("finish_reason")
-        end: Any = None
-        if finish_reason is not None:
-            self.ends[index] = end = "length" if finish_reason == "length" else "stop"
+    async def _take(self, piece: Piece) -> None:
+        index, text, calls, end = piece
+        if end is not None:
+            self.ends[index] = end
         if text or calls:
             self.note_token()
             self._text.setdefault(index, []).append(text)
@@ -321,14 +323,22 @@ class Relay:
             relaying.cancel()
 
     async def count(self) -> tuple[int, int]:
-        """Return the tokens of prompt and answer: the upstream's own figures, else our tokenizer's."""
-        usage = self.usage or {}
-        prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        if isinstance(prompt, int) and isinstance(completion, int) and min(prompt, completion) >= 0:
-            return prompt, completion
+        """Return the tokens of prompt and answer: the upstream's own figures, else our tokenizer's. Never more than was held."""
+        most_prompt, most_completion = self._find_most()
+        prompt, completion = (read_count(self.usage, name) for name in ("prompt_tokens", "completion_tokens"))
+        if prompt is not None and completion is not None:
+            if prompt > most_prompt or completion > most_completion:
+                log.warning("an upstream told of more tokens than there can be", extra={"job_id": self.job.job_id})
+            return min(prompt, most_prompt), min(completion, most_completion)
         texts = ["".join(parts) for parts in self._text.values()]
         made = sum([await count_tokens(text) for text in (*texts, "".join(self._called))])
-        return (self.estimate if texts else 0), max(made, min(self._chunks, 1))
+        made = max(made, min(self._chunks, 1))
+        return min(self.estimate if texts else 0, most_prompt), min(made, most_completion)
+
+    def _find_most(self) -> tuple[int, int]:
+        """Return the most tokens of prompt and answer that were held for."""
+        made = self.job.sampling.max_tokens * self._choices if isinstance(self.job, GenerateJob) else 0
+        return max(self.job.billing.hold_tokens - made, 0), made
 
     async def finish(self, reason: FinishReason, code: str | None, message: str | None) -> None:
         """Say the end, once; again until Redis takes it, or the lease has passed and the reaper has said it."""
@@ -346,7 +356,7 @@ class Relay:
         job, now_ms = self.job, time.time_ns() // 1_000_000
         admitted_at_ms = job.billing.admitted_at_ms
         prompt, completion = await self.count() if reason != "error" else (0, 0)
-        cached = ((self.usage or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        cached = read_count((self.usage or {}).get("prompt_tokens_details"), "cached_tokens") or 0
         return Finished(
             job_id=job.job_id,
             seq=self.next_seq(),
@@ -356,7 +366,7 @@ class Relay:
             finish_reason=reason,
             prompt_tokens=prompt,
             completion_tokens=completion,
-            cached_tokens=min(cached, prompt) if isinstance(cached, int) and cached > 0 else 0,
+            cached_tokens=min(cached, prompt),
             billing=job.billing,
             error_code=code,
             error_message=message,

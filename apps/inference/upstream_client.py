@@ -67,27 +67,43 @@ async def resolve(url: str) -> tuple[str, str]:
 @asynccontextmanager
 async def open_stream(route: UpstreamRoute, path: str, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[Any]]:
     """Send a request and give its chunks, decoded, as they come. I/O and Raises: as `open_answer`."""
-    async with open_answer(route, path, body) as response:
-        yield _iter_chunks(response)
+    async with open_answer(route, path, body) as answer:
+        yield _iter_chunks(answer)
 
 
 async def fetch(route: UpstreamRoute, path: str, body: dict[str, Any]) -> bytes:
     """Send a request and return the whole answer. I/O and Raises: as `open_answer`."""
-    answer = bytearray()
-    async with open_answer(route, path, body) as response:
+    whole = bytearray()
+    async with open_answer(route, path, body) as answer:
         try:
-            async for part in response.aiter_bytes():
-                answer += part
-                if len(answer) > MAX_ANSWER_BYTES:
+            async for part in answer.response.aiter_bytes():
+                whole += part
+                if len(whole) > MAX_ANSWER_BYTES:
                     raise failed("its answer is too long")
         except httpx.HTTPError as error:
             raise failed("it broke off") from error
-    return bytes(answer)
+        await answer.praise()
+    return bytes(whole)
+
+
+class UpstreamAnswer:
+    """Be an answer of which nothing is read yet."""
+
+    def __init__(self, route: UpstreamRoute, response: httpx.Response) -> None:
+        self.response = response
+        self._route = route
+        self._is_praised = False
+
+    async def praise(self) -> None:
+        """Say that what it sends can be used: a status alone is no proof. I/O: one Redis trip, the first time."""
+        if not self._is_praised:
+            self._is_praised = True
+            await breaker.report(self._route.name, good=True)
 
 
 @asynccontextmanager
-async def open_answer(route: UpstreamRoute, path: str, body: dict[str, Any]) -> AsyncIterator[httpx.Response]:
-    """Send a request and give the answer, of which nothing is read yet.
+async def open_answer(route: UpstreamRoute, path: str, body: dict[str, Any]) -> AsyncIterator[UpstreamAnswer]:
+    """Send a request and give the answer; the breaker learns whether it could be used.
 
     Connection errors and statuses that promise better are tried again, ``route.retries`` times, before the first byte.
     I/O: HTTP, a Redis trip before and after.
@@ -96,17 +112,14 @@ async def open_answer(route: UpstreamRoute, path: str, body: dict[str, Any]) -> 
     await breaker.check(route.name)
     try:
         response = await _send(route, path, body)
+        try:
+            yield UpstreamAnswer(route, response)
+        finally:
+            await response.aclose()
     except AiscaleError as error:
-        if error.code in (Code.UPSTREAM_UNAVAILABLE, Code.UPSTREAM_FAILED):
-            await breaker.report(route.name, good=False)
-        else:
-            await breaker.report(route.name, good=True)
+        is_its_fault = error.code in (Code.UPSTREAM_UNAVAILABLE, Code.UPSTREAM_FAILED)
+        await breaker.report(route.name, good=not is_its_fault)
         raise
-    try:
-        await breaker.report(route.name, good=True)
-        yield response
-    finally:
-        await response.aclose()
 
 
 async def _send(route: UpstreamRoute, path: str, body: dict[str, Any]) -> httpx.Response:
@@ -121,8 +134,10 @@ async def _send(route: UpstreamRoute, path: str, body: dict[str, Any]) -> httpx.
         else:
             if response.status_code == 200:
                 return response
-            problem = await _explain(route, response)
-            await response.aclose()
+            try:
+                problem = await _explain(route, response)
+            finally:
+                await response.aclose()
             if response.status_code not in RETRIED:
                 raise problem
             pause_s = _read_pause_s(response) or pause_s
@@ -162,34 +177,61 @@ def _unseal(route: UpstreamRoute) -> str:
         raise _unavailable("its key cannot be read") from error
 
 
-async def _iter_chunks(response: httpx.Response) -> AsyncIterator[Any]:
+async def _iter_chunks(answer: UpstreamAnswer) -> AsyncIterator[Any]:
     """Yield the values of server-sent events until ``[DONE]``. Raises: AiscaleError (UPSTREAM_FAILED)."""
     try:
-        async for line in response.aiter_lines():
-            if len(line) > MAX_LINE_BYTES:
-                raise failed("it sent a line that is too long")
-            if not line.startswith("data:"):
+        async for line in _iter_lines(answer.response):
+            if not line.startswith(b"data:"):
                 continue
             data = line[5:].strip()
-            if data == "[DONE]":
+            if data == b"[DONE]":
                 return
-            value = _decode(data.encode())
+            value = _decode(data)
             if isinstance(value, dict) and value.get("error"):
                 raise failed("it broke off with an error")
             yield value
-    except (httpx.HTTPError, msgspec.MsgspecError) as error:
+            # whoever reads it could use it
+            await answer.praise()
+    except (httpx.HTTPError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         log.warning("an upstream's stream broke: %r", error)
         raise failed("it broke off") from error
     raise failed("it ended too early")
 
 
+async def _iter_lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield whole lines as server-sent events have them: Unicode's other ends of lines stand in the middle of a text.
+
+    Raises: AiscaleError (UPSTREAM_FAILED) for one that is too long, before more than that of it is in memory; httpx.HTTPError.
+    """
+    held = bytearray()
+    async for part in response.aiter_bytes():
+        held += part
+        if b"\n" in part or b"\r" in part:
+            *lines, last = bytes(held).replace(b"\r", b"\n").split(b"\n")
+            held = bytearray(last)
+            for line in lines:
+                _check_length(line)
+                yield line
+        _check_length(held)
+    if held:
+        yield bytes(held)
+
+
+def _check_length(line: bytes | bytearray) -> None:
+    if len(line) > MAX_LINE_BYTES:
+        raise failed("it sent a line that is too long")
+
+
 async def _explain(route: UpstreamRoute, response: httpx.Response) -> AiscaleError:
     """Word what an upstream answered instead of a stream. Only what it says of the request itself is passed on."""
     text = b""
-    async for part in response.aiter_bytes():
-        text += part
-        if len(text) > MAX_ERROR_BYTES:
-            break
+    try:
+        async for part in response.aiter_bytes():
+            text += part
+            if len(text) > MAX_ERROR_BYTES:
+                break
+    except httpx.HTTPError as error:
+        log.warning("the upstream %s broke off: %r", route.name, error)
     status = response.status_code
     log.warning("the upstream %s answered %d", route.name, status)
     if status in (400, 413, 422):

@@ -56,6 +56,7 @@ async def test_calls_of_an_upstream(cast: Cast, private: None, settling: None) -
             {"role": "tool", "tool_call_id": "c0", "content": "noon"},
         ]
         asking = {"messages": messages, "tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}
+        asking["max_tokens"] = 50
         exchange = ask(cast, **asking)
         answer = await exchange.read_json()
         assert exchange.status == 200, answer
