@@ -132,6 +132,8 @@ class Env:
     cors_origins: tuple[str, ...]
     """Origins whose pages may call the API; ``*`` for all, none by default."""
     body_limit_bytes: int
+    message_batch_limit_bytes: int
+    """The largest body of a batch of messages, which goes to disk as it comes; each of its requests is bound as any body is."""
     files_backend: str
     """A Django storage class for callers' files. The default keeps them below ``data_dir``; several machines need a shared one."""
     files_options: str
@@ -202,6 +204,7 @@ def load(environ: Mapping[str, str] | None = None) -> Env:
         files_quota_bytes=read_int(e, "AISCALE_FILES_QUOTA_BYTES", 2 << 30, low=1024, high=1 << 50),
         cache_bytes=read_int(e, "AISCALE_CACHE_BYTES", 64 << 20, low=0, high=64 << 30),
         body_limit_bytes=read_int(e, "AISCALE_BODY_LIMIT_BYTES", 4 << 20, low=1024, high=256 << 20),
+        message_batch_limit_bytes=read_int(e, "AISCALE_MESSAGE_BATCH_LIMIT_BYTES", 256 << 20, low=1024, high=8 << 30),
         log_level=log_level,
         time_zone=_read_time_zone(e),
     )

@@ -103,7 +103,7 @@ async def _route(exchange: Exchange) -> None:
     caller = exchange.caller = await _authenticate(exchange)
     if exchange.query_string and not route.query:
         read_query(exchange.query_string, defaults_only=QUERIES_OF_CLIENTS)
-    if route.body == "stream":
+    if route.body in ("large", "stream"):
         await route.answer(exchange, caller, b"")
         return
     body = await exchange.read_body() if route.body == "json" else b""

@@ -5,6 +5,7 @@ from typing import Any
 from apps.gateway import chat_schema, embeddings, moderations, shapes, text_schema
 from apps.gateway.batches import answers as batches
 from apps.gateway.batches import messages as message_batches
+from apps.gateway.batches.requests import MessageBatchBody
 from apps.gateway.chat_completions import answer_chat
 from apps.gateway.embeddings import answer_embeddings
 from apps.gateway.files import answers as files
@@ -177,8 +178,8 @@ _MESSAGES = [
         tag="Messages",
         summary="Run many requests at half price, within a day",
         response=batch_shapes.MessageBatch,
-        body="json",
-        request=message_batches.MessageBatchBody,
+        body="large",
+        request=MessageBatchBody,
         example={"requests": [{"custom_id": "one", "params": {"model": _CHAT, "messages": _SAID, "max_tokens": 40}}]},
     ),
     Route(

@@ -108,6 +108,8 @@ class Batch(Row):
     """Of the key that asked for it: who loses the key loses the rest of the batch."""
     endpoint = models.CharField(max_length=64)
     input_file_id = models.CharField(max_length=40)
+    size_bytes = models.BigIntegerField(default=0, db_default=0)
+    """Of the requests that came with it, which count against the organization's files while it is open; 0: they are in its file."""
     metadata = models.JSONField(default=dict)
     status = models.CharField(max_length=16, choices=Status.choices, default=Status.VALIDATING)
     outcome = models.CharField(max_length=16, choices=Status.choices, blank=True)

@@ -10,7 +10,7 @@ from apps.accounts.callers import Caller
 from apps.gateway.exchange import Exchange
 
 Answer = Callable[[Exchange, Caller, bytes], Awaitable[None]]
-BodyKind = Literal["none", "json", "stream"]
+BodyKind = Literal["none", "json", "large", "stream"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,8 @@ class Route:
     """Name one method of one path and who answers it.
 
     ``path`` holds ``{names}`` of its variable parts, which the handler finds in ``exchange.path_values``; ``{name:path}`` takes slashes
-    too. ``body``: a ``json`` body is read before the handler is called, a ``stream`` by the handler itself.
+    too. ``body``: a ``json`` body is read before the handler is called; a ``stream``, and JSON that may be ``large``, by the handler
+    itself.
     """
 
     method: Literal["GET", "POST", "DELETE"]

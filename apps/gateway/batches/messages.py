@@ -1,7 +1,8 @@
 """Answer ``/v1/messages/batches``: bulk jobs in Anthropic's dialect, with their requests in the body and one file of results."""
 
-import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,8 +13,9 @@ from django.utils import timezone
 from aiscale.errors import AiscaleError, Code
 from apps.accounts.callers import Caller, on_thread
 from apps.accounts.models import Organization
-from apps.gateway import parameters
+from apps.gateway import idempotency, parameters
 from apps.gateway.batches.answers import MESSAGES, WINDOW, cancel, check_open, get, select
+from apps.gateway.batches.requests import Requests, read_requests
 from apps.gateway.exchange import Exchange
 from apps.gateway.files import answers as files
 from apps.gateway.files import keeping
@@ -21,29 +23,26 @@ from apps.gateway.messages import pages
 from apps.gateway.messages.schema import check_version
 from apps.gateway.models import Batch, BatchLine
 
-MAX_REQUESTS = 50_000
-INSERTED_AT_ONCE = 500
-CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+INSERTED_AT_ONCE, INSERTED_BYTES = 500, 8 << 20
 _ENDED = (Batch.Status.COMPLETED, Batch.Status.EXPIRED, Batch.Status.CANCELLED, Batch.Status.FAILED)
 
 
-class MessageBatchRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    custom_id: str
-    params: dict[str, Any]
-
-
-class MessageBatchBody(msgspec.Struct, kw_only=True):
-    """What each request asks is looked at when it is run, and answered by itself."""
-
-    requests: list[MessageBatchRequest]
-
-
 async def answer_creation(exchange: Exchange, caller: Caller, body: bytes) -> None:
-    """Accept a bulk job. Raises: AiscaleError."""
+    """Accept a bulk job; once for an Idempotency-Key. Raises: AiscaleError."""
     check_version(exchange)
-    wanted = parameters.convert(parameters.read_object(body), MessageBatchBody, harmless=frozenset(), defaults_only={})
-    _check(wanted.requests)
-    row = await on_thread(lambda: _create(caller, wanted.requests, exchange.request_id))
+    requests = await read_requests(exchange)
+    try:
+        key, work = exchange.find_header(idempotency.HEADER), partial(_store, exchange, caller, requests)
+        if key is None:
+            await work()
+        else:
+            await idempotency.answer(exchange, caller, key, requests.fingerprint, work)
+    finally:
+        requests.close()
+
+
+async def _store(exchange: Exchange, caller: Caller, requests: Requests) -> None:
+    row = await on_thread(lambda: _create(caller, requests, exchange.request_id))
     await exchange.send_json(200, describe(row))
 
 
@@ -92,27 +91,7 @@ async def _get(exchange: Exchange, caller: Caller) -> Batch:
     return await on_thread(lambda: get(caller.organization_id, batch_id, of_messages=True))
 
 
-def _check(requests: list[MessageBatchRequest]) -> None:
-    """Raise: AiscaleError (INVALID_REQUEST) for requests that could not be told apart, or not be answered in a file."""
-    if not 1 <= len(requests) <= MAX_REQUESTS:
-        message = f"requests holds {len(requests)} entries; send 1 to {MAX_REQUESTS}."
-        raise AiscaleError(Code.INVALID_REQUEST, message, param="requests")
-    seen: set[str] = set()
-    for index, request in enumerate(requests):
-        place, what = f"requests[{index}].custom_id", ""
-        if not CUSTOM_ID.fullmatch(request.custom_id):
-            what = f"{place} must be 1 to 64 letters, digits, _ and -"
-        elif request.custom_id in seen:
-            what = f"{place} is {request.custom_id!r}, as that of a request before it"
-        elif request.params.get("stream"):
-            place = f"requests[{index}].params.stream"
-            what = "A batch's requests cannot be streamed. Leave stream out"
-        if what:
-            raise AiscaleError(Code.INVALID_REQUEST, f"{what}.", param=place)
-        seen.add(request.custom_id)
-
-
-def _create(caller: Caller, requests: list[MessageBatchRequest], request_id: str) -> Batch:
+def _create(caller: Caller, requests: Requests, request_id: str) -> Batch:
     """Write a batch and its lines, named after its request: a try that died is repeated and makes no second one. Raises: AiscaleError."""
     batch_id, now = f"msgbatch_{request_id.removeprefix('req_')}", timezone.now()
     made = select(caller.organization_id, of_messages=True).filter(public_id=batch_id).first()
@@ -120,6 +99,7 @@ def _create(caller: Caller, requests: list[MessageBatchRequest], request_id: str
         return made
     check_open(caller.organization_id)
     with transaction.atomic():
+        keeping.check_room(caller.organization_id, requests.size_bytes, "requests")
         row: Batch = Batch.objects.create(
             public_id=batch_id,
             organization=Organization.objects.get(public_id=caller.organization_id),
@@ -127,20 +107,26 @@ def _create(caller: Caller, requests: list[MessageBatchRequest], request_id: str
             endpoint=MESSAGES,
             status=Batch.Status.IN_PROGRESS,
             times={"in_progress_at": int(now.timestamp())},
-            total_count=len(requests),
+            total_count=requests.count,
+            size_bytes=requests.size_bytes,
             expires_at=now + WINDOW,
         )
-        lines = [
-            BatchLine(
-                batch=row,
-                number=number,
-                custom_id=request.custom_id,
-                body=msgspec.json.encode(request.params).decode(),
-            )
-            for number, request in enumerate(requests, 1)
-        ]
-        BatchLine.objects.bulk_create(lines, batch_size=INSERTED_AT_ONCE)
+        for lines in _make_lines(row, requests):
+            BatchLine.objects.bulk_create(lines)
     return row
+
+
+def _make_lines(batch: Batch, requests: Requests) -> Iterator[list[BatchLine]]:
+    """Yield a batch's lines, as many as are written at once."""
+    lines, size_bytes = list[BatchLine](), 0
+    for number, request in enumerate(requests, 1):
+        body = msgspec.json.encode(request.params).decode()
+        lines.append(BatchLine(batch=batch, number=number, custom_id=request.custom_id, body=body))
+        size_bytes += len(body)
+        if len(lines) >= INSERTED_AT_ONCE or size_bytes >= INSERTED_BYTES:
+            yield lines
+            lines, size_bytes = [], 0
+    yield lines
 
 
 def _delete(row: Batch) -> None:

@@ -116,7 +116,7 @@ def _describe(route: Route) -> dict[str, Any]:
         for name in route.pattern.groupindex
     ]
     parameters += [{"name": name, "in": "query", "schema": dict(schema)} for name, schema in route.query.items()]
-    if route.body == "json":
+    if route.body in ("json", "large"):
         key = {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARS, "pattern": "^[!-~]+$"}
         parameters.append(
             {

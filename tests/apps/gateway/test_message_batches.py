@@ -1,5 +1,8 @@
 """Bulk jobs in Anthropic's dialect with a real worker and settlement: their requests in the body, their results in one file."""
 
+import dataclasses
+import gzip
+import itertools
 import json
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,7 +13,8 @@ from anthropic.types.messages import MessageBatch, MessageBatchIndividualRespons
 from apps.accounts.callers import on_thread
 from apps.gateway.batches import runner
 from apps.gateway.batches import upkeep as batches
-from apps.gateway.models import Batch, StoredFile
+from apps.gateway.batches.requests import Splitter
+from apps.gateway.models import Batch, BatchLine, StoredFile
 from apps.spend.models import UsageRecord
 from tests.apps.conftest import Cast
 from tests.apps.gateway.driver import Exchange
@@ -120,6 +124,13 @@ BAD: list[tuple[Any, str]] = [
     ([make_request(1, stream=True)], "requests[0].params.stream"),
     ([make_request(1) | {"odd": 1}], "requests[0].odd"),
     ([{"custom_id": "a"}], "requests[0].params"),
+    ([make_request(1), 0], "requests[1]"),
+    ([make_request(1), [{"a": 1}]], "requests[1]"),
+    ([0], "requests[0]"),
+    ([make_request(1), {}], "requests[1].custom_id"),
+    ({"a": make_request(1)}, "requests"),
+    (None, "requests"),
+    ([make_request(1) | {"custom_id": "a\x00"}], "requests[0].custom_id"),
 ]
 
 
@@ -134,3 +145,70 @@ async def test_bad_batches_are_refused_by_name(cast: Cast, requests: Any, param:
 async def test_a_batch_that_is_sent_again_is_one(cast: Cast) -> None:
     made = [await create(cast, [make_request(1)], **{"idempotency-key": "k1"}).read_json() for _ in range(2)]
     assert made[0] == made[1] and await on_thread(Batch.objects.count) == 1
+
+
+def write(*requests: Any, head: str = '{"requests": [', tail: str = "]}") -> bytes:
+    return (head + ", ".join(json.dumps(request) for request in requests) + tail).encode()
+
+
+BODIES: list[tuple[bytes, str, str | None]] = [
+    (b"", "invalid_json", None),
+    (b"[]", "invalid_json", None),
+    (write(make_request(1), tail=""), "invalid_json", None),
+    (write(make_request(1))[:60], "invalid_json", None),
+    (write(make_request(1), tail=",]}"), "invalid_json", None),
+    (write(make_request(1), tail="]}]}"), "invalid_json", None),
+    (write(make_request(1), tail='], "odd": 1}'), "invalid_request", "odd"),
+    (write(make_request(1), tail='], "requests": []}'), "invalid_request", "requests"),
+    (write(make_request(1), head='{"other": ['), "invalid_request", "other"),
+    (b'{"requests": [{"custom_id": "a", "custom_id": "b", "params": {}}]}', "invalid_request", "requests[0].custom_id"),
+    (b'{"requests": [{"custom_id": "a", "params": {nope}}]}', "invalid_json", "requests[0]"),
+    (b'{"requests": [{"custom_id": "a", "params": {"x": "\xff"}}]}', "invalid_json", "requests[0]"),
+    (b'{"requests": "' + b"x" * 9_000 + b'"}', "invalid_request", "requests"),
+    (write(make_request(1, system="x" * 9_000)), "invalid_request", "requests"),
+    (write(make_request(1, system="x" * 7_000), make_request(2, system="x" * 7_000)), "body_too_large", None),
+]
+
+
+@pytest.mark.parametrize(("body", "code", "param"), BODIES)
+async def test_bodies_that_are_no_batch_are_refused(
+    cast: Cast, settings: Any, body: bytes, code: str, param: str | None
+) -> None:
+    settings.ENV = dataclasses.replace(settings.ENV, body_limit_bytes=8_000, message_batch_limit_bytes=12_000)
+    refused = Exchange("POST", PATH, key=cast.raw, body=body)
+    error = (await refused.read_json())["error"]
+    assert (error["code"], error.get("param")) == (code, param), error
+    assert refused.status in (400, 413) and await on_thread(Batch.objects.count) == 0
+
+
+async def test_a_batch_is_larger_than_any_other_body_and_comes_in_pieces(cast: Cast, settings: Any) -> None:
+    """Cut anywhere, with all that may stand in JSON; what is not asked for now is on disk, and counts as a file does."""
+    odd = 'brackets ]}[{ "quotes\\" \\\\ \u00e9\U0001f600 \\u005d ' * 20
+    requests = [make_request(number, system=odd + "x" * number) for number in range(40)]
+    body = json.dumps({"requests": requests}, indent=1, ensure_ascii=False).encode()
+    settings.ENV = dataclasses.replace(settings.ENV, body_limit_bytes=5_000, files_quota_bytes=len(body) * 3 // 2)
+    assert len(body) > 5_000 * 4
+    for size in (1, 7, 1_000, len(body)):
+        parts = [body[start : start + size] for start in range(0, len(body), size)]
+        split = list(itertools.chain.from_iterable(map((splitter := Splitter(5_000)).feed, parts)))
+        assert [json.loads(raw) for raw in split] == requests and not splitter.is_inside
+        assert json.loads(splitter.rest) == {"requests": [{}] * 40}
+    headers = {"anthropic-version": "2023-06-01", "idempotency-key": "k2"}
+    made = []
+    for _ in range(2):
+        exchange = Exchange("POST", PATH, key=cast.raw, parts=[body[:9_000], body[9_000:]], headers=headers)
+        made.append(await exchange.read_json())
+        assert exchange.status == 200, made
+    assert made[0] == made[1] and made[0]["request_counts"]["processing"] == 40
+    lines = await on_thread(lambda: list(BatchLine.objects.order_by("number").values_list("custom_id", "body")))
+    assert [(name, json.loads(text)) for name, text in lines] == [(r["custom_id"], r["params"]) for r in requests]
+    other = Exchange("POST", PATH, key=cast.raw, body=body, headers=headers | {"idempotency-key": "k3"})
+    error = (await other.read_json())["error"]
+    assert (error["code"], error["param"]) == ("storage_full", "requests") and other.status == 400
+    reused = create(cast, [make_request(1)], **{"idempotency-key": "k2"})
+    assert (await reused.read_json())["error"]["code"] == "idempotency_key_reused" and reused.status == 422
+    packed = Exchange("POST", PATH, key=cast.raw, body=gzip.compress(body), headers={"content-encoding": "gzip"})
+    assert (await packed.read_json())["error"]["code"] == "body_too_large" and packed.status == 413
+    settings.ENV = dataclasses.replace(settings.ENV, body_limit_bytes=1 << 20, files_quota_bytes=1 << 30)
+    packed = Exchange("POST", PATH, key=cast.raw, body=gzip.compress(body), headers={"content-encoding": "gzip"})
+    assert (await packed.read_json())["request_counts"]["processing"] == 40
