@@ -43,10 +43,10 @@ DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "prediction": (),
-    "reasoning_effort": (),
+    "reasoning_effort": ("none",),
     "service_tier": SERVICE_TIERS,
     "store": (False,),
-    "verbosity": (),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
 

@@ -21,7 +21,7 @@ DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {
     "conversation": (),
     "max_tool_calls": (),
     "prompt": (),
-    "reasoning": ({},),
+    "reasoning": ({}, {"effort": "none"}),
     "service_tier": SERVICE_TIERS,
     "top_logprobs": (0,),
     "truncation": ("disabled",),

@@ -113,6 +113,20 @@ async def test_extras_that_cannot_be_included_are_refused(cast: Cast) -> None:
     assert (refused.status, error["param"]) == (400, "include[1]")
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    ("path", "extra"),
+    [
+        ("/v1/chat/completions", {"verbosity": "medium", "reasoning_effort": "none"}),
+        ("/v1/responses", {"text": {"verbosity": "medium"}, "reasoning": {"effort": "none"}}),
+    ],
+)
+async def test_a_wish_for_what_is_so_anyway_is_no_refusal(cast: Cast, path: str, extra: dict[str, Any]) -> None:
+    asked = {"/v1/chat/completions": chat(), "/v1/responses": {"model": CHAT, "input": "Hi", "max_output_tokens": 3}}
+    assert (await ask(cast.raw, asked[path] | extra, path)).status == 200
+
+
 SAID = [{"role": "user", "content": "Hi"}]
 NESTED: list[tuple[str, dict[str, Any], str]] = [
     (
