@@ -213,6 +213,7 @@ class Response(Shape):
     id: str
     object: Literal["response"]
     created_at: int
+    completed_at: int | None
     status: Literal["in_progress", "completed", "incomplete", "failed", "cancelled"]
     background: bool
     error: ResponseFailure | None

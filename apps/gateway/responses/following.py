@@ -15,6 +15,7 @@ from apps.inference import replies
 PARAMETERS = ("stream", "starting_after", "include_obfuscation")
 _FRESH: dict[str, Any] = {
     "status": "in_progress",
+    "completed_at": None,
     "output": [],
     "usage": None,
     "error": None,

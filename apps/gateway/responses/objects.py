@@ -14,6 +14,7 @@ def make_head(wanted: ResponseBody, run: Run, response_id: str) -> dict[str, Any
         "id": response_id,
         "object": "response",
         "created_at": run.created_at_s,
+        "completed_at": None,
         "status": "in_progress",
         "background": wanted.background,
         "error": None,
@@ -88,6 +89,7 @@ def end(head: dict[str, Any], output: list[dict[str, Any]], event: Finished) -> 
     status = _STATUSES[event.finish_reason]
     return head | {
         "status": status,
+        "completed_at": event.finished_at_ms // 1000 if status == "completed" else None,
         "output": output,
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "usage": make_usage(event),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from itertools import groupby
 from typing import Any
 
@@ -84,6 +85,8 @@ async def test_a_background_response_calls(cast: Cast, redis_url: str) -> None:
     response = first[-1]["response"]
     [call] = response["output"]
     assert first[-1]["type"] == "response.completed" and call["type"] == "function_call", response
+    assert first[0]["response"]["completed_at"] is None
+    assert response["created_at"] <= response["completed_at"] <= time.time()
     again = Exchange("GET", f"/v1/responses/{response['id']}", key=cast.raw, query="stream=true")
     assert read_named(await again.read()) == first
     lone = await respond(cast, **forced).read_json()
