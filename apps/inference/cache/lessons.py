@@ -44,7 +44,7 @@ class Nearest(msgspec.Struct, frozen=True, kw_only=True):
 def decide(place: Place, vector: Any, max_error_rate: float, draw: float) -> Nearest | None:
     """Look for the nearest entry, and spend the risk of its reuse where there is room for it. None when nothing is near.
 
-    I/O: four SQL statements in a transaction. Raises: django.db.Error.
+    I/O: five SQL statements in a transaction. Raises: django.db.Error.
     """
     with transaction.atomic():
         entry = SemanticEntry.objects.find_nearest(msgspec.structs.asdict(place), vector)

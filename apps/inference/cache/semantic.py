@@ -19,6 +19,7 @@ from django.db import Error as DatabaseError
 
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
+from aiscale.redis import PerLoop
 from apps.accounts.callers import Caller, PlanLimits, on_thread
 from apps.inference import catalog, encodings, presence, prompts
 from apps.inference.cache import lessons, policy, vectors
@@ -39,13 +40,19 @@ DEADLINE_S = 1.0
 LEARN_DEADLINE_S = 10.0
 REST_S = 5.0
 """How long nothing is looked up after a failure: a worker that hangs must not cost each request its deadline."""
+REST_AFTER = 3
+"""Look-ups in a row that took too long; one alone does so on any busy machine."""
 MAX_LOOKING, MAX_LEARNING = 32, 100
 """At once, in this process; what comes beyond is a miss, and is not learned."""
+MAX_DECIDING = 2
+"""Of those that look, how many ask the database at a time: it goes through all entries of a place, which takes a core, and the threads
+and connections that wait for it are all that the process has."""
 UNANSWERED = frozenset({Code.BACKEND_UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.WORKER_LOST})
 PROMPT_SUFFIX, ANSWER_SUFFIX = "_s", "_sa"
 
 _rests_until = 0.0
-_looking = 0
+_looking = _late = 0
+_deciding = PerLoop(lambda: asyncio.Semaphore(MAX_DECIDING))
 _learning: set[asyncio.Task[None]] = set()
 _draw = random.SystemRandom().random
 
@@ -83,21 +90,31 @@ async def look(
     ``model`` and ``plan`` as they hold for the caller's lane. Never raises, and takes `DEADLINE_S` at the most.
     I/O: as `vectors.find`, an encoder job for a text that is not known, one SQL transaction.
     """
-    global _rests_until, _looking
+    global _looking, _late
     if time.monotonic() < _rests_until or _looking >= MAX_LOOKING:
         return None
     _looking += 1
     try:
         async with asyncio.timeout(DEADLINE_S):
-            return await _look(request, caller, model, plan, generation)
+            found = await _look(request, caller, model, plan, generation)
+        _late = 0
+        return found
     except (AiscaleError, *redis_clients.UNAVAILABLE, DatabaseError, TimeoutError) as error:
-        # a text that the encoder refuses says nothing of the next one
-        if not isinstance(error, AiscaleError) or error.code in UNANSWERED:
-            _rests_until = time.monotonic() + REST_S
-        log.warning("nothing alike was looked for: %s", str(error) or "it took too long")
+        _note_failure(error)
         return None
     finally:
         _looking -= 1
+
+
+def _note_failure(error: Exception) -> None:
+    """Let look-ups rest where the next one would fare no better."""
+    global _rests_until, _late
+    _late = _late + 1 if isinstance(error, TimeoutError) else 0
+    # a text that the encoder refuses says nothing of the next one
+    is_refused = isinstance(error, AiscaleError) and error.code not in UNANSWERED
+    if not is_refused and not 0 < _late < REST_AFTER:
+        _rests_until = time.monotonic() + REST_S
+    log.warning("nothing alike was looked for: %s", str(error) or "it took too long")
 
 
 def learn(asked: Asked, answer: Answer) -> None:
@@ -116,8 +133,8 @@ async def finish() -> None:
 
 def forget() -> None:
     """Drop what is known of failures."""
-    global _rests_until
-    _rests_until = 0.0
+    global _rests_until, _late
+    _rests_until, _late = 0.0, 0
 
 
 async def _look(
@@ -145,7 +162,8 @@ async def _look(
         context=_hash_context(request, caller, model, plan, encoder, generation),
     )
     rate = float(caller.semantic_max_error_percent or 0) / 100
-    nearest = await on_thread(partial(lessons.decide, place, vector, rate, _draw()))
+    async with _deciding.get():
+        nearest = await on_thread(partial(lessons.decide, place, vector, rate, _draw()))
     return Asked(request=request, caller=caller, encoder=encoder, place=place, vector=vector, nearest=nearest)
 
 

@@ -6,6 +6,7 @@ reads no capitals. So a question in capitals is as alike as can be, and for the 
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -316,8 +317,9 @@ async def test_a_purge_forgets_it(keen: Cast, scope: str) -> None:
 async def test_a_worker_that_does_not_answer_is_a_miss(keen: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
     await learn(keen.raw)
     monkeypatch.setattr(semantic, "DEADLINE_S", 0.001)
-    late = await ask(keen.raw, chat("Something that no encoder has seen"))
-    assert (late.status, level(late)) == (200, "miss") and await count_entries() == 1
+    for number in range(semantic.REST_AFTER):
+        late = await ask(keen.raw, chat(f"Something that no encoder has seen, part {number}"))
+        assert (late.status, level(late)) == (200, "miss") and await count_entries() == 1
     monkeypatch.setattr(semantic, "DEADLINE_S", 20.0)
     # it rests a while, so that a worker that hangs does not cost each request its deadline
     assert level(await ask(keen.raw, chat(SAID[2]))) == "miss"
@@ -328,6 +330,37 @@ async def test_a_worker_that_does_not_answer_is_a_miss(keen: Cast, monkeypatch: 
     catalog.forget()
     none = await ask(keen.raw, chat(SAID[3]))
     assert (none.status, level(none)) == (200, "miss")
+
+
+async def test_one_that_is_late_is_no_reason_to_rest(keen: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine takes longer now and then: that is no reason to look for nothing at all."""
+    await learn(keen.raw)
+    monkeypatch.setattr(semantic, "DEADLINE_S", 0.001)
+    assert level(await ask(keen.raw, chat("Something that no encoder has seen"))) == "miss"
+    monkeypatch.setattr(semantic, "DEADLINE_S", 20.0)
+    assert level(await ask(keen.raw, chat(SAID[2]))) == "semantic"
+
+
+async def test_many_look_ups_leave_threads_to_others(keen: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each goes through all entries of its place: they wait for their turn in no thread and with no connection."""
+    await learn(keen.raw)
+    deciding, most, decide = 0, 0, lessons.decide
+
+    def count(*arguments: Any) -> Any:
+        nonlocal deciding, most
+        deciding += 1
+        most = max(most, deciding)
+        time.sleep(0.05)
+        try:
+            return decide(*arguments)
+        finally:
+            deciding -= 1
+
+    monkeypatch.setattr(lessons, "decide", count)
+    monkeypatch.setattr(semantic, "DEADLINE_S", 20.0)
+    answers = await asyncio.gather(*(ask(keen.raw, chat(said)) for said in SAID[1:13]))
+    assert [level(answer) for answer in answers].count("semantic") >= 10
+    assert 1 <= most <= semantic.MAX_DECIDING
 
 
 async def test_a_broken_entry_is_a_miss(keen: Cast) -> None:
