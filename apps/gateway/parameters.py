@@ -41,7 +41,9 @@ def read_object(body: bytes) -> dict[str, Any]:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _check_surrogates(body)
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).rstrip(".")
+        reason = (
+            "it is nested too deeply" if isinstance(error, RecursionError) else _PATH.sub("", str(error)).rstrip(".")
+        )
         raise AiscaleError(
             Code.INVALID_JSON, f"We could not parse the body of your request as JSON: {reason}."
         ) from error
@@ -116,8 +118,13 @@ def read_query(
     """Read a query's parameters, each given once. Raises: AiscaleError, which names one that is not honoured."""
     served = defaults_only or {}
     found: dict[str, str] = {}
+    seen: set[str] = set()
     for name, value in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True):
         _check_text(value, name)
+        if name in seen:
+            what = f"{name[:100]!r} stands twice in the query. Send it once"
+            raise AiscaleError(Code.INVALID_REQUEST, f"{what}.", param=name[:100])
+        seen.add(name)
         if name in known:
             found[name] = value
         elif name in served:

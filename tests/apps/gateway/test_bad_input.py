@@ -259,6 +259,8 @@ async def test_paths_and_methods(cast: Cast) -> None:
         assert (nobody.status, error["code"]) == (404, "not_found") and "\x00" not in error["message"]
     for method, path, query, name in (
         ("GET", "/v1/models", "order=asc", "order"),
+        ("GET", "/v1/models", "limit=1&limit=2", "limit"),
+        ("GET", "/v1/files", "after=a&limit=1&after=a", "after"),
         ("POST", "/v1/embeddings", "api-version=1", "api-version"),
         ("GET", "/v1/responses/resp_x", "stop=true", "stop"),
     ):
