@@ -167,6 +167,22 @@ def test_two_windows_follow_each_other(page: Page, healthy: Stack) -> None:
     other.close()
 
 
+@pytest.mark.parametrize("width", [320, 768, 1024, 1440])
+def test_copy_lies_over_no_code(browser: Browser, healthy: Stack, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(f"{healthy.base_url}/api/docs")
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    # the lines themselves: what a block hides until it is scrolled counts too
+    covered = page.evaluate("""() => [...document.querySelectorAll(".code-block")].filter(block => {
+        const button = block.querySelector(".button").getBoundingClientRect(), lines = document.createRange()
+        lines.selectNodeContents(block.querySelector("code"))
+        return [...lines.getClientRects()].some(line =>
+            line.left < button.right && line.right > button.left && line.top < button.bottom && line.bottom > button.top)
+    }).length""")
+    assert page.locator(".code-block").count() > 20 and covered == 0
+    page.close()
+
+
 def test_heals_when_the_web_process_dies(page: Page, healthy: Stack) -> None:
     sign_up(page, "cyd")
     ask(page, STORY)
