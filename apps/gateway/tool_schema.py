@@ -8,7 +8,7 @@ import msgspec
 from aiscale.errors import AiscaleError, Code
 from apps.gateway import parameters
 from apps.inference.prompts import ChatMessage
-from apps.inference.tools import NAME, Tool, ToolCall, Tools
+from apps.inference.tools import NAME, Tool, ToolCall, Tools, read_arguments
 
 MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 256 << 10
@@ -121,11 +121,7 @@ def make_call(call_id: str, name: str, arguments: str, path: str) -> ToolCall:
         raise refuse(f"{path}.id must have 1 to {MAX_ID_CHARS} characters", f"{path}.id")
     if not NAME.fullmatch(name):
         raise refuse(f"{path} names no function: 1 to 64 letters, digits, _ and -", f"{path}.name")
-    try:
-        value = json.loads(arguments or "{}")
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+    if read_arguments(arguments) is None:
         raise refuse(f"The arguments of {path} are no JSON object", f"{path}.arguments")
     return ToolCall(id=call_id, name=name, arguments=arguments or "{}")
 

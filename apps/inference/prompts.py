@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire.manifest import TOKENIZER_FILE, Manifest, read_manifest
 from apps.inference.catalog import CatalogModel
-from apps.inference.tools import Style, ToolCall, Tools, find_style
+from apps.inference.tools import Style, ToolCall, Tools, find_style, read_arguments
 
 THREAD_FROM_CHARS = 2_000
 """Shorter texts are tokenized on the event loop: that takes less than a millisecond, less than going to a thread."""
@@ -273,7 +273,7 @@ def _make_turn(message: ChatMessage, name_call: Callable[[str], str]) -> dict[st
             {
                 "id": name_call(call.id),
                 "type": "function",
-                "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+                "function": {"name": call.name, "arguments": read_arguments(call.arguments)},
             }
             for call in message.tool_calls
         ]

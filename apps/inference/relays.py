@@ -16,7 +16,7 @@ from django.conf import settings
 from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
 from aiscale.wire import codec, keys
-from aiscale.wire.events import RELAY, Delta, Event, Finished, FinishReason, Started
+from aiscale.wire.events import RELAY, Delta, Event, Finished, FinishReason, Started, ToolCallPart
 from aiscale.wire.jobs import EncodeJob, GenerateJob, Sampling
 from aiscale.wire.scripts import finish_arguments
 from apps.accounts import callers
@@ -24,6 +24,7 @@ from apps.accounts.callers import Caller, PlanLimits
 from apps.inference import catalog, completions, lanes, prompts, queue, relay_orders, screening
 from apps.inference.catalog import CatalogModel, UpstreamRoute
 from apps.inference.completions import CompletionRequest, Run
+from apps.inference.tools import name_call
 from apps.inference.upstream_client import open_stream
 from apps.inference.upstream_words import (
     Piece,
@@ -173,6 +174,8 @@ class Relay:
         self._seq = 0
         self._text: dict[int, list[str]] = {}
         self._called: list[str] = []
+        self._calls: set[tuple[int, int]] = set()
+        """The calls that have begun, by choice and number."""
         self.ends: dict[int, str] = {}
         """How each choice ended."""
         self.usage: dict[str, Any] | None = None
@@ -244,6 +247,7 @@ class Relay:
 
     async def _take(self, piece: Piece) -> None:
         index, text, calls, end = piece
+        calls = tuple(self._name(index, part) for part in calls)
         if end is not None:
             self.ends[index] = end
         if text or calls:
@@ -264,6 +268,14 @@ class Relay:
                     tool_calls=calls,
                 )
             )
+
+    def _name(self, choice: int, part: ToolCallPart) -> ToolCallPart:
+        """Give a call an id where the upstream gives it none: its result could not be told otherwise."""
+        if (choice, part.index) in self._calls:
+            return part
+        self._calls.add((choice, part.index))
+        given = part.id or name_call(self.job.job_id, choice, part.index)
+        return msgspec.structs.replace(part, id=given)
 
     def note_token(self) -> None:
         """Note when the first one came."""

@@ -6,6 +6,7 @@ a model says, `apps.inference.tool_grammars` has it make one. Models of other se
 """
 
 import hashlib
+import json
 import re
 import secrets
 from enum import Enum
@@ -82,6 +83,15 @@ def find_style(template: str) -> Style | None:
     if Style.MISTRAL.value[0] in template:
         return Style.MISTRAL_NAMED if "[ARGS]" in template else Style.MISTRAL
     return Style.LLAMA if '"parameters"' in template and "ipython" in template else None
+
+
+def read_arguments(text: str) -> dict[str, Any] | None:
+    """Return a call's arguments; None for what is no whole object, such as those of a call that was cut."""
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def make_call_id() -> str:

@@ -1,6 +1,5 @@
 """Answer ``POST /v1/messages`` and ``/v1/messages/count_tokens``."""
 
-import json
 from typing import Any
 
 from aiscale.wire.events import Delta, Finished, ToolCallPart
@@ -11,7 +10,11 @@ from apps.gateway.exchange import Exchange
 from apps.gateway.messages.schema import NAMES, check_version, read_count, read_messages
 from apps.gateway.streaming import check_end, read_whole, with_silences
 from apps.inference import catalog, completions, prompts
+from apps.inference.call_readers import ObjectEnd
 from apps.inference.completions import CompletionRequest, Run
+from apps.inference.tools import read_arguments
+
+_TEXT = "text"
 
 
 async def answer_messages(exchange: Exchange, caller: Caller, body: bytes) -> None:
@@ -41,7 +44,7 @@ async def answer_messages(exchange: Exchange, caller: Caller, body: bytes) -> No
         else:
             text, calls, event = await read_whole(run)
             content: list[dict[str, Any]] = [{"type": "text", "text": text}] if text or not calls else []
-            content += [_describe_call(call, json.loads(call.arguments)) for call in calls.list_all()]
+            content += [_describe_call(call, read_arguments(call.arguments) or {}) for call in calls.list_all()]
             ending = _ending(event, called=bool(calls))
             value = _make_message(run) | {"content": content, **ending, "usage": _usage(event)}
             await exchange.send_json(200, value, run.headers)
@@ -58,15 +61,19 @@ async def answer_count(exchange: Exchange, caller: Caller, body: bytes) -> None:
 
 
 class Stream:
-    """Send one message as its events. A block is opened when something of it comes, and closed when another one begins."""
+    """Send one message as its events. Each block is opened once, when something of it comes, and closed once: when another one begins, or
+    at the end, if it is a call whose input is not whole by then. Upstreams may tell several calls by turns.
+    """
 
     def __init__(self, exchange: Exchange, run: Run) -> None:
         self._exchange = exchange
         self._run = run
         self._blocks = 0
-        self._open = ""
-        """What the open block holds: ``text``, or the number of a call."""
-        self._called = False
+        self._open: dict[str, int] = {}
+        """The numbers of open blocks, by what they hold: ``text``, or the number of a call."""
+        self._inputs: dict[str, ObjectEnd] = {}
+        self._whole = {_TEXT}
+        """Of what is open, that which ends as soon as something else begins."""
 
     async def send(self) -> None:
         """Send all events. Raises: AiscaleError, before anything was sent."""
@@ -84,39 +91,43 @@ class Stream:
                 await self._tell(event)
             elif isinstance(event, Finished):
                 if not self._blocks:
-                    await self._begin("text", {"type": "text", "text": ""})
-                await self._close()
-                await self._say("message_delta", delta=_ending(event, called=self._called), usage=_usage(event))
+                    await self._begin(_TEXT, {"type": "text", "text": ""})
+                await self._close(set(self._open))
+                await self._say("message_delta", delta=_ending(event, called=bool(self._inputs)), usage=_usage(event))
         await self._say("message_stop")
         await self._exchange.end_stream()
 
     async def _tell(self, delta: Delta) -> None:
         if delta.text:
-            await self._begin("text", {"type": "text", "text": ""})
-            await self._add({"type": "text_delta", "text": delta.text})
+            await self._begin(_TEXT, {"type": "text", "text": ""})
+            await self._add(_TEXT, {"type": "text_delta", "text": delta.text})
         for part in delta.tool_calls:
-            self._called = True
-            await self._begin(str(part.index), _describe_call(part, {}))
+            call = str(part.index)
+            if call in self._whole:
+                # what follows a whole input is none of its call
+                continue
+            await self._begin(call, _describe_call(part, {}))
             if part.arguments:
-                await self._add({"type": "input_json_delta", "partial_json": part.arguments})
+                await self._add(call, {"type": "input_json_delta", "partial_json": part.arguments})
+            if self._inputs.setdefault(call, ObjectEnd()).find(part.arguments) is not None:
+                self._whole.add(call)
 
     async def _begin(self, what: str, block: dict[str, Any]) -> None:
-        if self._open == what:
+        if what in self._open:
             return
-        await self._close()
-        self._open = what
-        await self._say("content_block_start", index=self._blocks, content_block=block)
+        await self._close(self._whole)
+        self._open[what] = self._blocks
         self._blocks += 1
+        await self._say("content_block_start", index=self._open[what], content_block=block)
         if self._blocks == 1:
             await self._say("ping")
 
-    async def _add(self, delta: dict[str, Any]) -> None:
-        await self._say("content_block_delta", index=self._blocks - 1, delta=delta)
+    async def _add(self, what: str, delta: dict[str, Any]) -> None:
+        await self._say("content_block_delta", index=self._open[what], delta=delta)
 
-    async def _close(self) -> None:
-        if self._open:
-            await self._say("content_block_stop", index=self._blocks - 1)
-        self._open = ""
+    async def _close(self, those: set[str]) -> None:
+        for what in [what for what in self._open if what in those]:
+            await self._say("content_block_stop", index=self._open.pop(what))
 
     async def _say(self, kind: str, **fields: Any) -> None:
         await self._exchange.send_event({"type": kind, **fields}, kind)

@@ -9,7 +9,7 @@ from apps.gateway import parameters
 from apps.gateway.chat_schema import TEXT_PART
 from apps.gateway.tool_schema import Function, make_call, make_tools, refuse
 from apps.inference.prompts import ChatMessage
-from apps.inference.tools import ToolCall, Tools
+from apps.inference.tools import ToolCall, Tools, read_arguments
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {"phase": (), "namespace": (), "caller": ()}
@@ -133,12 +133,13 @@ def recall(value: dict[str, Any]) -> ChatMessage:
 
 
 def recall_output(items: list[dict[str, Any]]) -> list[ChatMessage]:
-    """Return the turn that a response's output was."""
+    """Return the turn that a response's output was. A call that was cut is none: nobody could run it, or tell what came of it."""
     texts: list[str] = []
     calls: list[ToolCall] = []
     for item in items:
         if item["type"] == "function_call":
-            calls.append(ToolCall(id=item["call_id"], name=item["name"], arguments=item["arguments"]))
+            if read_arguments(item["arguments"]) is not None:
+                calls.append(ToolCall(id=item["call_id"], name=item["name"], arguments=item["arguments"] or "{}"))
         else:
             texts += [part["text"] for part in item["content"]]
     return [ChatMessage(role="assistant", content="".join(texts), tool_calls=tuple(calls))] if items else []

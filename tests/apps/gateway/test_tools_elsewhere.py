@@ -109,6 +109,27 @@ async def test_tools_that_may_not_be_called_are_not_looked_for(cast: Cast) -> No
     assert read_named(await again.read()) == first
 
 
+async def test_a_call_that_was_cut_breaks_nothing(cast: Cast) -> None:
+    forced = {"tool_choice": {"type": "function", "name": "weather"}}
+    for tokens in range(8, 40, 4):
+        cut = await respond(cast, max_output_tokens=tokens, **forced).read_json()
+        item = cut["output"][0]
+        if item["type"] == "function_call" and item["arguments"] and not item["arguments"].endswith("}"):
+            break
+    else:
+        raise AssertionError("no call was cut in the middle of its arguments")
+    assert (cut["status"], item["status"]) == ("incomplete", "incomplete")
+    after = respond(cast, previous_response_id=cut["id"], input="And?", max_output_tokens=3)
+    assert (await after.read_json())["object"] == "response" and after.status == 200
+    result = {"type": "function_call_output", "call_id": item["call_id"], "output": "18"}
+    orphan = respond(cast, previous_response_id=cut["id"], input=[result])
+    assert (await orphan.read_json())["error"]["param"] == "input" and orphan.status == 400
+    theirs = send(cast, tool_choice={"type": "tool", "name": "weather"}, max_tokens=tokens)
+    answer = await theirs.read_json()
+    assert theirs.status == 200, answer
+    assert (answer["content"][0]["input"], answer["stop_reason"]) == ({}, "max_tokens")
+
+
 async def test_anthropics_blocks(cast: Cast) -> None:
     exchange = send(cast, tool_choice={"type": "tool", "name": "weather"})
     answer = await exchange.read_json()

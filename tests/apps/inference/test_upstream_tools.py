@@ -94,6 +94,57 @@ BY_TURNS: list[Any] = [
 ]
 
 
+def accumulate(events: list[Any]) -> list[dict[str, Any]]:
+    """Build a message's content as Anthropic's clients do, and see that each block is opened and closed once."""
+    blocks: list[dict[str, Any]] = []
+    closed: list[int] = []
+    for event in events:
+        if event["type"] == "content_block_start":
+            assert event["index"] == len(blocks)
+            blocks.append(event["content_block"] | {"json": ""})
+        elif event["type"] == "content_block_delta":
+            assert event["index"] not in closed
+            blocks[event["index"]]["json"] += event["delta"].get("partial_json", "")
+            blocks[event["index"]]["text"] = blocks[event["index"]].get("text", "") + event["delta"].get("text", "")
+        elif event["type"] == "content_block_stop":
+            closed.append(event["index"])
+    assert sorted(closed) == list(range(len(blocks)))
+    return blocks
+
+
+async def test_calls_by_turns_in_anthropics_dialect(cast: Cast, private: None, settling: None) -> None:
+    upstream = Calling("call")
+    empty = {"index": 3, "function": {"name": "time", "arguments": ""}}
+    cut = {"index": 4, "id": "c5", "function": {"name": "weather", "arguments": '{"city": "Os'}}
+    upstream.pieces = [*BY_TURNS, {"tool_calls": [empty, cut]}]
+    server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
+    async with server:
+        await on_thread(lambda: enter(server.sockets[0].getsockname()[1]))
+        tools = [{"name": name, "input_schema": {"type": "object"}} for name in ("weather", "time")]
+        said = [{"role": "user", "content": "Hello"}]
+        value = {"model": "acme-large", "messages": said, "tools": tools, "max_tokens": 50}
+        headers = {"anthropic-version": "2023-06-01"}
+        whole = Exchange("POST", "/v1/messages", key=cast.raw, value=value, headers=headers)
+        answer = await whole.read_json()
+        assert whole.status == 200, answer
+        inputs = [block["input"] for block in answer["content"] if block["type"] == "tool_use"]
+        # of one that has no arguments, or was cut, nothing is known
+        assert inputs[1:] == [{}, {}, {}, {}] and answer["stop_reason"] == "tool_use"
+        streamed = Exchange("POST", "/v1/messages", key=cast.raw, value=value | {"stream": True}, headers=headers)
+        blocks = accumulate(read_named(await streamed.read()))
+        named = blocks[4].pop("id")
+        assert named.startswith("call_") and len(named) > 20, "whose server gives it no id"
+        assert [(block.get("id"), block["json"]) for block in blocks] == [
+            ("c1", '{"city": "Oslo"}'),
+            ("c2", "{}"),
+            (None, ""),
+            ("c3", "{}"),
+            (None, ""),
+            ("c5", '{"city": "Os'),
+        ]
+        assert blocks[2]["text"] == "Wait."
+
+
 async def test_calls_by_turns_are_each_opened_and_closed_once(cast: Cast, private: None, settling: None) -> None:
     """In the Responses API, where an item is open as long as something of it may come; told again and stored alike."""
     upstream = Calling("call")
