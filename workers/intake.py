@@ -112,12 +112,17 @@ def _read(
         return JobInHand(job=decode(payload), attempt=int(attempt))
     except (msgspec.MsgspecError, codec.UnknownVersion) as error:
         log.error("a job cannot be read: %s", error, extra={"job_id": job_id.decode()})
-    # another worker may know its version: the reaper lets it be tried again, and ends it when nobody does
+    # another worker may know its version
+    _hand_on(job_id.decode())
+    return None
+
+
+def _hand_on(job_id: str) -> None:
+    """Have the reaper let others try a job that was claimed and not begun; it ends the job when nobody can. I/O: one Redis trip."""
     try:
         get_redis().zadd(keys.LEASES, {job_id: 0}, xx=True)
     except (RedisError, OSError):
-        log.warning("the job's lease has to pass first", extra={"job_id": job_id.decode()})
-    return None
+        log.warning("the job's lease has to pass first", extra={"job_id": job_id})
 
 
 def _run(serving: Serving, jobs: list[JobInHand]) -> None:
@@ -127,8 +132,8 @@ def _run(serving: Serving, jobs: list[JobInHand]) -> None:
             # it was admitted just before the order, or waited since before it
             serving.take(in_hand)
             serving.publisher.finish(in_hand, "killed", error=order.reason)
-        else:
-            serving.submit(in_hand)
+        elif not serving.submit(in_hand):
+            _hand_on(in_hand.job.job_id)
     for in_hand in jobs:
         in_hand.published.wait(max(in_hand.job.deadline_at_ms / 1000 - time.time(), 0) + PATIENCE_S)
         serving.forget(in_hand.job.job_id)

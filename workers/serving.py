@@ -68,8 +68,8 @@ class Serving:
         for directory, manifest in list_wanted(traffic or {}).values():
             self._load(directory, manifest)
 
-    def submit(self, in_hand: JobInHand) -> None:
-        """Start a claimed job. Whatever cannot be started ends as an error."""
+    def submit(self, in_hand: JobInHand) -> bool:
+        """Start a claimed job. Whatever cannot be started ends as an error; False when its thread is gone, and others should try it."""
         job = in_hand.job
         self.take(in_hand)
         try:
@@ -84,8 +84,15 @@ class Serving:
             else:
                 assert isinstance(served.thread, EncoderThread)
                 served.thread.submit(self._make_encode_task(in_hand, job))
-        except (ValueError, RuntimeError) as error:
+        except ValueError as error:
             self.publisher.finish(in_hand, "error", error=str(error))
+        except RuntimeError as error:
+            log.warning("a job came too late: %s", error, extra={"job_id": job.job_id})
+            self.publisher.drop(in_hand)
+            # the process is about to end: it must not go through all that waits meanwhile
+            self.draining = self.draining or self.find_dead() is not None
+            return False
+        return True
 
     def take(self, in_hand: JobInHand) -> None:
         self.jobs[in_hand.job.job_id] = in_hand
