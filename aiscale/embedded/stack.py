@@ -246,6 +246,8 @@ def _welcome(env: Env, say: Callable[[str], None]) -> None:
             say("another API key:   .venv/bin/python manage.py create_api_key --email you@example.com")
     finally:
         connections.close_all()
+    if env.email_url == "":
+        say(f"mails are kept in: {env.data_dir / 'mail'}   (EMAIL_URL sends them)")
     say("Ctrl-C stops everything.")
 
 

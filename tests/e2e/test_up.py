@@ -50,6 +50,7 @@ def test_keeps_everything_and_leaves_nothing_behind(tmp_path: Path, served_model
     stack = Stack(closed / "data", served_models_dir, find_port())
     stack.start()
     assert "password:" in stack.output and "demo API key:" in stack.output
+    assert f"mails are kept in: {stack.data_dir / 'mail'}" in stack.output
     key = stack.output.split("demo API key:")[1].split()[0]
     assert stat.S_IMODE(os.stat(stack.data_dir).st_mode) == 0o700
     assert stack.stop() == 0
