@@ -54,6 +54,13 @@ class MembershipInline(_Bounded, Autocompletes, TabularInline):  # type: ignore[
     fields = ["user", "organization", "role"]
     autocomplete_fields = ["user", "organization"]
 
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        field = super().formfield_for_dbfield(db_field, request, **kwargs)
+        if db_field.name == "role":
+            # the column's head names it for the eye alone
+            field.widget.attrs["aria-label"] = "Role"
+        return field
+
 
 class InvitationInline(_Bounded, TabularInline):  # type: ignore[misc]
     model = Invitation

@@ -294,6 +294,8 @@ def test_members_change_in_the_admin_as_on_the_pages(browser: Client, cast: Cast
         for name, value in (("id", row.pk), ("organization", place.organization.pk), ("user", row.user_id)):
             values[f"memberships-{number}-{name}"] = value
         values[f"memberships-{number}-role"] = role
+    # two members, and the empty row that another one is made from
+    assert browser.get(url).content.decode().count('aria-label="Role"') == 3
     for last_owner in ({"memberships-0-role": "admin"}, {"memberships-0-DELETE": "on"}):
         page = browser.post(url, values | last_owner)
         assert page.status_code == 200 and b"An organization needs an owner" in page.content
