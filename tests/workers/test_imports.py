@@ -22,6 +22,7 @@ from workers.artifacts import build
 from workers.artifacts.__main__ import main
 from workers.artifacts.errors import ArtifactError
 from workers.artifacts.imports import Imported, import_model
+from workers.artifacts.quality import Quality
 from workers.engine.providers import CPU
 from workers.engine.runner_onnx import OnnxRunner
 
@@ -354,3 +355,10 @@ def test_other_tensors_mean_another_model(tmp_path: Path, tiny_llama: Any) -> No
     more = More(**dataclasses.asdict(tiny_llama)).write_gguf(folder / "more.gguf", gguf.GGMLQuantizationType.Q8_0)
     with pytest.raises(ArtifactError, match="does not compute"):
         import_model(tmp_path / "models", more, "tiny", "fp32")
+
+
+def test_who_imports_a_model_that_lost_much_is_told_what_to_do() -> None:
+    lost = Quality(702, 35.17, fp32_perplexity=29.43, greedy_agreement=0.646, divergence=0.4).describe()
+    assert len(lost) == 2 and "20% more" in lost[1] and "--quantize" in lost[1]
+    kept = Quality(702, 29.63, fp32_perplexity=29.43, greedy_agreement=0.942, divergence=0.01).describe()
+    assert len(kept) == 1

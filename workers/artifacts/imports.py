@@ -224,7 +224,7 @@ def _report_decoder(
             )
         else:
             lines.append(f"not compared with fp32: that takes {2 * fp32_bytes / 1e9:.0f} GB of memory")
-    lines.append(quality.measure(made, manifest, reference).describe())
+    lines += quality.measure(made, manifest, reference).describe()
     if manifest.chat_template is None:
         lines.append("it has no chat template: it serves /v1/completions, and refuses chats")
     if not manifest.batch_invariant:
@@ -262,7 +262,7 @@ def _plan_copy(source: Path, name: str) -> Plan:
                 _check_graph(made / file)
         renamed = msgspec.structs.replace(manifest, name=name, version=version)
         if manifest.kind == "generate":
-            report.append(quality.measure(made, renamed).describe())
+            report += quality.measure(made, renamed).describe()
         return renamed
 
     return Plan(manifest.kind, version, make)

@@ -21,6 +21,8 @@ from workers.engine.sessions import open_session
 TEXT_TOKENS, TEXTS = 64, 12
 LEAST_COSINE = 0.999
 """Below it, vectors are not as good as those of fp32."""
+MOST_MORE_PERPLEXITY = 0.05
+"""Than fp32's, as a share of it. Above that, people notice that answers are worse."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,21 @@ class Quality:
     divergence: float | None = None
     """Mean KL divergence from fp32, in nats."""
 
-    def describe(self) -> str:
+    def describe(self) -> list[str]:
+        """Return lines for whoever imports the model, with advice where it lost much."""
         if not self.tokens:
-            return "quality: not measured; the shipped texts have no tokens in this vocabulary"
+            return ["quality: not measured; the shipped texts have no tokens in this vocabulary"]
         line = f"quality: perplexity {self.perplexity:.4g} over {self.tokens} tokens of the shipped texts"
         if self.fp32_perplexity is None or self.greedy_agreement is None or self.divergence is None:
-            return line
-        return (
-            f"{line}, fp32 {self.fp32_perplexity:.4g}; the likeliest token is fp32's for {self.greedy_agreement:.1%}; "
-            f"divergence {self.divergence:.4f} nats"
-        )
+            return [line]
+        line += f", fp32 {self.fp32_perplexity:.4g}; the likeliest token is fp32's for {self.greedy_agreement:.1%}; "
+        lines = [f"{line}divergence {self.divergence:.4f} nats"]
+        more = self.perplexity / self.fp32_perplexity - 1
+        if more > MOST_MORE_PERPLEXITY:
+            lines.append(
+                f"that is {more:.0%} more perplexity than fp32's: where answers must be as good, take a wider --quantize"
+            )
+        return lines
 
 
 def measure(directory: Path, manifest: Manifest, fp32_directory: Path | None = None) -> Quality:
