@@ -15,11 +15,13 @@ from aiscale import heap  # noqa: E402
 from aiscale import redis as redis_clients  # noqa: E402
 from aiscale.wire import metrics  # noqa: E402
 from apps.chat.routing import websocket_application  # noqa: E402
+from apps.gateway import doorstep  # noqa: E402
 from apps.gateway.asgi import GatewayApplication  # noqa: E402
 
 heap.settle()
 # Granian's own threads hand each request to this one, and wait up to so long for the interpreter; by default it is ten times as much
 sys.setswitchinterval(0.0005)
+doorstep.install()
 
 application = ProtocolTypeRouter(
     {

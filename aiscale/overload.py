@@ -91,6 +91,8 @@ class Crowd:
         self._turns: deque[tuple[float, Place]] = deque()
         self._line: deque[Place] = deque()
         self._is_watched = False
+        self.refused_outside, self._outside_seen = 0, 0
+        """How many the server's own thread has refused, which alone counts them, and how many of those were looked at."""
         self.is_shedding = False
         """Whether requests are refused until the crowd is gone."""
         self.count = 0
@@ -120,6 +122,15 @@ class Crowd:
         else:
             self._line.append(place)
         return place
+
+    def is_full(self, underway: int) -> bool:
+        """Tell any thread whether a request would be refused now. I/O: none; reads only.
+
+        ``underway``: how many others are on their way to `enter`. When an epoch is over one is let in, for the loop to begin the next.
+        """
+        if not self.is_shedding or self.count + underway < self.places:
+            return False
+        return underway > 0 or self._clock() - self._began < EPOCH_S
 
     def leave(self, epoch: Epoch, place: Place) -> None:
         """Note that a request of this epoch left its place."""
@@ -185,6 +196,9 @@ class Crowd:
         elapsed_s = now_s - self._began
         if not self.count:
             self._idle_s += now_s - self._idle_since
+        outside = self.refused_outside
+        self._refused += outside - self._outside_seen
+        self._outside_seen = outside
         few = self._refused < FEW_REFUSED * (self._refused + self._begun)
         if self.is_shedding and not few and self._idle_s < MUCH_IDLE * elapsed_s:
             self.places = self._count_few(elapsed_s)

@@ -34,7 +34,7 @@ class GatewayApplication:
         self._fallback = fallback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/v1" or scope["path"].startswith("/v1/"):
+        if shedding.is_ours(scope["path"]):
             await _take_in(scope, receive, send)
         else:
             await self._fallback(scope, receive, request_ids.name(scope, send))

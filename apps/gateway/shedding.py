@@ -1,5 +1,7 @@
 """Refuse a request that is one too many for this process: at once, before anything of it is read and before anybody is asked."""
 
+from typing import Any
+
 import msgspec
 from django.conf import settings
 
@@ -42,8 +44,13 @@ class _Wording:
 _wordings = {dialect: _Wording(dialect) for dialect in (OPENAI, ANTHROPIC)}
 
 
-async def refuse(scope: Scope, send: Send) -> None:
-    """Answer OVERLOADED. I/O: none but the answer; some microseconds of CPU.
+def is_ours(path: str) -> bool:
+    """Tell whether a path is the API's, whose requests are refused when they are too many. People are few: pages come first."""
+    return path == "/v1" or path.startswith("/v1/")
+
+
+def write_refusal(scope: Scope) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the two ASGI messages that answer OVERLOADED, and count it. I/O: none; some microseconds of CPU. Any thread may ask.
 
     It is counted (`aiscale_refusals`), and not noted one by one like other refusals: nobody knows the caller yet.
     """
@@ -55,5 +62,14 @@ async def refuse(scope: Scope, send: Send) -> None:
     if b"origin" in asked:
         more = make_headers(settings.ENV.cors_origins, asked[b"origin"].decode("latin-1"))
         headers += [(name.encode(), value.encode("latin-1")) for name, value in more.items()]
-    await send({"type": "http.response.start", "status": wording.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else wording.write(request_id)})
+    body = b"" if scope["method"] == "HEAD" else wording.write(request_id)
+    return {"type": "http.response.start", "status": wording.status, "headers": headers}, {
+        "type": "http.response.body",
+        "body": body,
+    }
+
+
+async def refuse(scope: Scope, send: Send) -> None:
+    """Answer OVERLOADED."""
+    for message in write_refusal(scope):
+        await send(message)
