@@ -30,6 +30,14 @@ class Renderer(RendererHTML):
         tokens[idx].attrSet("target", "_blank")
         return str(self.renderToken(tokens, idx, options, env))
 
+    def image(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
+        """Write a link in place of an image: what is fetched from elsewhere tells that place who reads it, and a model chose both."""
+        words = self.renderInlineAsText(tokens[idx].children or [], options, env).strip()
+        shown, address = escape(f"Image: {words}" if words else "Image"), str(tokens[idx].attrs["src"])
+        if address.startswith("data:"):
+            return shown
+        return f'<a href="{escape(address)}" rel="noopener noreferrer nofollow" target="_blank">{shown}</a>'
+
     def bullet_list_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
         # bullets and numbers stand where the list's own letters begin: Hebrew and Arabic on the right
         tokens[idx].attrSet("dir", "auto")
@@ -63,10 +71,8 @@ def _code_block(code: str, language: str) -> str:
 
 _FENCES = ("```", "~~~")
 
-_parser = (
-    MarkdownIt("commonmark", {"html": False, "breaks": True}, renderer_cls=Renderer)
-    .enable(["table", "strikethrough"])
-    .disable("image")
+_parser = MarkdownIt("commonmark", {"html": False, "breaks": True}, renderer_cls=Renderer).enable(
+    ["table", "strikethrough"]
 )
 formulas.read_formulas(_parser)
 

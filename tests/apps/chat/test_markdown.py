@@ -25,6 +25,8 @@ def read_text(html: str) -> str:
         "[x](javascript:alert(1))",
         "[x](data:text/html;base64,PHNjcmlwdD4=)",
         "![x](https://elsewhere.example/spy.png)",
+        "![x](data:image/png;base64,iVBORw0KGgo=)",
+        '![<img src=x>](https://x.example/"><script>)',
         "`<b>`\n\n```html\n<script>1</script>\n```",
         '```"><script>x\ncode\n```',
         "[x](vbscript:x)",
@@ -43,6 +45,20 @@ def test_shows_what_people_expect() -> None:
     assert "<h1>Title</h1>" in html and "<strong>two</strong>" in html and "<table" in html
     assert "<span>python</span>" in html and "x = 1 &lt; 2" in read_text(html) and "data-copy-code" in html
     assert 'rel="noopener noreferrer nofollow"' in html and 'target="_blank"' in html
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("![A *red* cat](https://x.example/a?b&c)", '<a href="https://x.example/a?b&amp;c" {}>Image: A red cat</a>'),
+        ("![](https://x.example/a.png 'title')", '<a href="https://x.example/a.png" {}>Image</a>'),
+        ("![a < b](data:image/png;base64,iVBORw0KGgo=)", "Image: a &lt; b"),
+        ("![x](javascript:alert(1))", "![x](javascript:alert(1))"),
+    ],
+)
+def test_images_become_links(text: str, html: str) -> None:
+    careful = 'rel="noopener noreferrer nofollow" target="_blank"'
+    assert render(text).strip() == f"<p>{html.format(careful)}</p>"
 
 
 @pytest.mark.parametrize(
