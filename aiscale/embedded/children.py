@@ -53,8 +53,10 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env=dict(self.environ),
                 cwd=self.cwd,
-                # a group of its own: Ctrl-C reaches `up` alone, and what a dead child leaves behind can be found
-                start_new_session=True,
+                # a group of its own: Ctrl-C reaches `up` alone, and what a dead child leaves behind can be found. No session of its own:
+                # Linux gives each session the same share of the cores (autogroup), however many threads of it have work and whatever
+                # their niceness, and the web would wait for its core behind all others
+                process_group=0,
                 preexec_fn=make_preparation(self.stop_signal, self.servant),
             )
         with contextlib.suppress(ProcessLookupError, PermissionError):

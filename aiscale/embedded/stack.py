@@ -30,8 +30,9 @@ READY_TIMEOUT_S = 180.0
 BACKLOG = 4096
 MAX_CONNECTIONS, FILES_BESIDE = 16_384, 512
 """Connections of a web process, and the files that it has open besides."""
-WORKER_NICENESS = 5
-"""On a machine that all share, the web goes first: a model's step takes a little longer, and no token and no refusal waits for a core."""
+BEHIND_NICENESS = 10
+"""On a machine that all share, the web goes first, and what it asks (Valkey, Postgres): no token and no refusal waits for a core. Workers
+have what is left, which is most of it but where the web is flooded. The web's own loop has 3 (`apps/gateway/doorstep.py`)."""
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Weights lie in pages of 2 MB: every step reads all of them, and one stream gains 5 to 10 %. Other C libraries than glibc 2.35 and
 later, and systems that give no large pages, take no notice."""
@@ -159,13 +160,13 @@ def make_children(env: Env) -> list[Child]:
             "worker",
             [*celery, "-A", "workers.celery", "worker", *worker, *common],
             stop_timeout_s=15,
-            niceness=WORKER_NICENESS,
+            niceness=BEHIND_NICENESS,
             environ=LARGE_PAGES,
         ),
         _make_child(
-            env, "tasks", [*celery, "-A", "aiscale.celery", "worker", *tasks, *common], niceness=WORKER_NICENESS
+            env, "tasks", [*celery, "-A", "aiscale.celery", "worker", *tasks, *common], niceness=BEHIND_NICENESS
         ),
-        _make_child(env, "settlement", [python, "manage.py", "settle"]),
+        _make_child(env, "settlement", [python, "manage.py", "settle"], niceness=BEHIND_NICENESS),
         _make_child(env, "web", [python, "-m", "granian", *web, "aiscale.asgi:application"]),
     ]
 

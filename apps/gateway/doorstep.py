@@ -7,11 +7,14 @@ function that makes its hand-over is wrapped. Where another version has none of 
 ``aiscale/decisions/0052-say-no-early.md``.
 """
 
+import contextlib
 import logging
+import os
+import sys
 from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable
 from contextvars import Context
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from granian import _futures
@@ -22,6 +25,8 @@ from apps.gateway import shedding
 log = logging.getLogger(__name__)
 
 HAND_OVER = "_cbsched_aioschedule"
+LOOP_NICENESS = 3
+"""How far the event loop stands back where all want a core: for the server's own threads, which read, refuse and send."""
 
 HandOver = Callable[[Any], None]
 MakeHandOver = Callable[[AbstractEventLoop, Context, Callable[[Any], Awaitable[None]]], HandOver]
@@ -52,6 +57,8 @@ def make_hand_over(
     async def take(request: Any) -> None:
         nonlocal taken
         taken += 1
+        if taken == 1:
+            _stand_back()
         await begin(request)
 
     give = make(loop, context, take)
@@ -64,6 +71,14 @@ def make_hand_over(
         give(request)
 
     return hand_over
+
+
+@cache
+def _stand_back() -> None:
+    """Lower the running thread's priority, once: Linux alone has one for each thread. The server's own exist by then, and keep theirs."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + LOOP_NICENESS)
 
 
 def _refuse(request: Any, crowd: Crowd) -> bool:

@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
+from apps.gateway.doorstep import LOOP_NICENESS
 from tests.e2e.conftest import ROOT, Stack, find_port, wait_until
 
 pytestmark = pytest.mark.stack
+
+PROCESSES = ("postgres", "valkey", "worker", "tasks", "settlement", "web")
 
 
 def run_up(stack: Stack, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -65,3 +69,22 @@ def test_keeps_everything_and_leaves_nothing_behind(tmp_path: Path, served_model
     os.kill(stack.process.pid, signal.SIGKILL)
     stack.process.wait()
     wait_until(lambda: not stack.list_processes(), 30, lambda: str(stack.list_processes()))
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="sessions share the cores, and threads have a niceness, on Linux alone"
+)
+def test_the_web_waits_for_no_core_behind_the_others(stack: Stack) -> None:
+    assert stack.process is not None
+    pids = {name: stack.find_pid(name) for name in PROCESSES}
+    # a session of its own would have its own share of the cores, whatever the others' niceness
+    assert {os.getsid(pid) for pid in pids.values()} == {os.getsid(stack.process.pid)}
+    assert {name: os.getpgid(pid) for name, pid in pids.items()} == pids
+    assert httpx.get(f"{stack.base_url}/v1/models").status_code == 401
+    usual = os.getpriority(os.PRIO_PROCESS, stack.process.pid)
+    behind = {name for name, pid in pids.items() if os.getpriority(os.PRIO_PROCESS, pid) > usual}
+    assert behind == {"worker", "tasks", "settlement"}
+    [loop] = psutil.Process(pids["web"]).children()
+    others = [thread.id for thread in loop.threads() if thread.id != loop.pid]
+    assert os.getpriority(os.PRIO_PROCESS, loop.pid) == usual + LOOP_NICENESS
+    assert others and usual in {os.getpriority(os.PRIO_PROCESS, thread) for thread in others}
