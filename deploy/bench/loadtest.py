@@ -19,6 +19,8 @@ from typing import Any
 from deploy.bench.ledger import Books
 from deploy.bench.stack import ROOT, Stack, running, show_cpu
 
+STOP_TIMEOUT_S = 30
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Load the product with Locust.")
@@ -50,6 +52,8 @@ def load(stack: Stack, keys: str, options: argparse.Namespace, seconds: int, rat
         command = [sys.executable, "-m", "locust", "-f", str(ROOT / "deploy/bench/locustfile.py"), "--headless"]
         command += ["-u", str(options.users), "-r", str(options.users), "-t", f"{seconds}s", "--only-summary"]
         command += ["-H", f"http://127.0.0.1:{stack.port}", "--json-file", str(report), "--exit-code-on-error", "0"]
+        # what is under way at the end is waited for: Locust would drop it uncounted, and the ledger has it
+        command += ["--stop-timeout", str(STOP_TIMEOUT_S)]
         environ = os.environ | {
             "BENCH_KEYS": keys,
             "BENCH_USERS": str(options.users),
