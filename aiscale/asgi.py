@@ -1,5 +1,6 @@
 """Route every connection: the inference API before Django, WebSockets to the chat, all else to Django."""
 
+import multiprocessing
 import os
 import sys
 
@@ -13,11 +14,15 @@ django_application = get_asgi_application()
 import aiscale.celery  # noqa: E402, F401  # loaded now, and not by the first request
 from aiscale import heap  # noqa: E402
 from aiscale import redis as redis_clients  # noqa: E402
+from aiscale.embedded.privileges import end_with  # noqa: E402
 from aiscale.wire import metrics  # noqa: E402
 from apps.chat.routing import websocket_application  # noqa: E402
 from apps.gateway import doorstep  # noqa: E402
 from apps.gateway.asgi import GatewayApplication  # noqa: E402
 
+if (server := multiprocessing.parent_process()) and server.pid:
+    # it would hold the port for good once the server that started it, and takes it down, is killed
+    end_with(server.pid)
 heap.settle()
 # Granian's own threads hand each request to this one, and wait up to so long for the interpreter; by default it is ten times as much
 sys.setswitchinterval(0.0005)

@@ -3,7 +3,7 @@
 import os
 
 from celery import Celery
-from celery.signals import worker_ready
+from celery.signals import beat_embedded_init, worker_ready
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aiscale.settings.base")
 
@@ -11,6 +11,7 @@ from django.conf import settings
 
 from aiscale import heap
 from aiscale import redis as redis_clients
+from aiscale.embedded.privileges import end_with
 from aiscale.wire import metrics
 from aiscale.wire.broker import BROKER_OPTIONS
 
@@ -40,4 +41,12 @@ def _begin(**_: object) -> None:
     metrics.start_reporting("tasks", redis_clients.get_sync)
 
 
+def _begin_beat(**_: object) -> None:
+    # the worker that started it takes it down, and cannot once it is killed
+    end_with(_PID)
+
+
+_PID = os.getpid()
+"""The worker's, in the process of its own that beat is as well."""
 worker_ready.connect(_begin)
+beat_embedded_init.connect(_begin_beat)

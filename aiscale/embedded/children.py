@@ -33,6 +33,8 @@ class Child:
     cwd: Path
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout_s: float = 10.0
+    death_signal: signal.Signals | None = None
+    """What it gets when `up` is killed; ``stop_signal`` if None."""
     servant: pwd.struct_passwd | None = None
     niceness: int = 0
     """How far it stands back for the others where all want a core, 0 to 19."""
@@ -57,7 +59,7 @@ class Child:
                 # Linux gives each session the same share of the cores (autogroup), however many threads of it have work and whatever
                 # their niceness, and the web would wait for its core behind all others
                 process_group=0,
-                preexec_fn=make_preparation(self.stop_signal, self.servant),
+                preexec_fn=make_preparation(self.death_signal or self.stop_signal, self.servant),
             )
         with contextlib.suppress(ProcessLookupError, PermissionError):
             # it has a single thread yet: those that it starts inherit this

@@ -44,13 +44,21 @@ def make_preparation(death_signal: signal.Signals, servant: pwd.struct_passwd | 
     def prepare() -> None:
         if servant is not None:
             _become(servant)
-        if _libc is not None:
-            _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
-            if os.getppid() != parent:
-                # it died in between
-                os._exit(1)
+        end_with(parent, death_signal)
 
     return prepare
+
+
+def end_with(parent: int, death_signal: signal.Signals = signal.SIGKILL) -> None:
+    """Ask for ``death_signal`` when the process ``parent``, which started this one, dies; end now if it has. Linux only.
+
+    Linux sends it once for each thread that the dying process has: whoever handles it must bear to be interrupted by it again.
+    """
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+        if os.getppid() != parent:
+            # it died in between
+            os._exit(1)
 
 
 def _become(servant: pwd.struct_passwd) -> None:

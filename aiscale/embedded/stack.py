@@ -21,7 +21,7 @@ from django.core.management import CommandError, call_command
 from django.db import Error as DatabaseError
 from django.db import connections
 
-from aiscale.embedded.children import Child, Supervisor
+from aiscale.embedded.children import Child, Supervisor, end_stale
 from aiscale.embedded.servers import CannotStart, prepare_data_dir, start_servers
 from aiscale.env import ROOT_DIR, Env
 
@@ -45,11 +45,14 @@ class Stopped(BaseException):
 
 def run_stack(env: Env, say: Callable[[str], None]) -> None:
     """Run everything until Ctrl-C or SIGTERM. I/O: processes, files. Raises: CannotStart."""
-    check_port(env.host, env.port)
     prepare_data_dir(env.data_dir)
     with _lock(env.data_dir), _stoppable():
         supervisor = Supervisor(say)
         try:
+            # what an `up` that was killed left behind (on systems that do not end it) may still have the port
+            for name in STOP_ORDER:
+                end_stale(env.data_dir / "run" / f"{name}.pid")
+            check_port(env.host, env.port)
             _bring_up(env, supervisor, say)
             while True:
                 supervisor.watch()
@@ -206,6 +209,10 @@ def _make_child(
         },
         cwd=ROOT_DIR,
         stop_timeout_s=stop_timeout_s,
+        # with `up` its Valkey and Postgres end, so nothing can be finished, and not all end when asked then: Celery tries to reach its
+        # broker for good, and Granian's handler waits for a lock that it holds when its signal comes twice. What these two start ends
+        # with them (`aiscale/asgi.py`, `aiscale/celery.py`)
+        death_signal=signal.SIGKILL,
         niceness=niceness,
     )
 

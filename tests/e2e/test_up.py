@@ -64,8 +64,9 @@ def test_keeps_everything_and_leaves_nothing_behind(tmp_path: Path, served_model
     answer = httpx.get(f"{stack.base_url}/v1/models", headers={"Authorization": f"Bearer {key}"})
     assert answer.status_code == 200
     assert {model["id"] for model in answer.json()["data"]} >= {"smollm2-135m-instruct", "all-minilm-l6-v2"}
-    # whoever kills `up` itself kills everything
+    # whoever kills `up` itself kills everything, a web server that listens to no signal any more as well
     assert stack.process is not None
+    os.kill(stack.find_pid("web"), signal.SIGSTOP)
     os.kill(stack.process.pid, signal.SIGKILL)
     stack.process.wait()
     wait_until(lambda: not stack.list_processes(), 30, lambda: str(stack.list_processes()))

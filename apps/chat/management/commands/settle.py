@@ -26,6 +26,7 @@ WORKS: dict[str, Callable[[threading.Event], None]] = {
     "stopping": stopping.run,
     "refusals": refusal_writer.run,
 }
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
 class Command(BaseCommand):
@@ -33,8 +34,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
+        # waited for, not handled: a handler that is interrupted by its signal again would wait for the event's lock, which it holds
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         threads = [
             threading.Thread(target=_keep_up, args=(name, work, stop), name=name) for name, work in WORKS.items()
         ]
@@ -42,6 +43,8 @@ class Command(BaseCommand):
         metrics.start_reporting("settlement", redis_clients.get_sync)
         for thread in threads:
             thread.start()
+        signal.sigwait(STOP_SIGNALS)
+        stop.set()
         for thread in threads:
             thread.join()
 
