@@ -37,7 +37,7 @@ class Child:
     """What it gets when `up` is killed; ``stop_signal`` if None."""
     servant: pwd.struct_passwd | None = None
     niceness: int = 0
-    """How far it stands back for the others where all want a core, 0 to 19."""
+    """How far it stands back behind `up` and the others where all want a core, 0 to 19."""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     back_off_s: float = FIRST_BACK_OFF_S
     started_at: float = 0.0
@@ -61,9 +61,10 @@ class Child:
                 process_group=0,
                 preexec_fn=make_preparation(self.death_signal or self.stop_signal, self.servant),
             )
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            # it has a single thread yet: those that it starts inherit this
-            os.setpriority(os.PRIO_PROCESS, self.process.pid, self.niceness)
+        if self.niceness:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                # it has a single thread yet: those that it starts inherit this
+                os.setpriority(os.PRIO_PROCESS, self.process.pid, os.getpriority(os.PRIO_PROCESS, 0) + self.niceness)
         self.started_at = time.monotonic()
         with contextlib.suppress(psutil.Error):
             created = psutil.Process(self.process.pid).create_time()
