@@ -89,4 +89,7 @@ def stop(line):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        stop("stopped; the next time what is missing is installed")

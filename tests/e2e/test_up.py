@@ -47,6 +47,13 @@ def test_says_in_one_line_what_is_wrong(stack: Stack, tmp_path: Path) -> None:
     assert "runs already" in get_line(run_up(stack, PORT=str(find_port())))
 
 
+def test_ctrl_c_leaves_a_word_and_no_trace(stack: Stack) -> None:
+    # before `up` has begun to bring up anything, and in any other command
+    command = [sys.executable, "manage.py", "shell", "-c", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"]
+    done = subprocess.run(command, cwd=ROOT, env=stack.environ, capture_output=True, text=True, check=False, timeout=60)
+    assert get_line(done) == "aiscale: stopped"
+
+
 def test_keeps_everything_and_leaves_nothing_behind(tmp_path: Path, served_models_dir: Path) -> None:
     # a folder that no other user can enter, with a name too long for a socket
     closed = tmp_path / ("closed-" + "x" * 60)
