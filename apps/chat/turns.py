@@ -4,7 +4,6 @@ Whatever dies afterwards, the question is kept, and transcripts or the sweep wri
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 from django.db import IntegrityError, transaction
@@ -19,20 +18,15 @@ from apps.accounts.callers import on_thread
 from apps.accounts.models import Organization, User
 from apps.accounts.organizations import ensure_personal_organization
 from apps.accounts.roles import Right
-from apps.chat import instructions
+from apps.chat import history
 from apps.chat.models import Conversation, Message
-from apps.inference import catalog, completions, prompts
+from apps.inference import catalog, completions
 from apps.inference.catalog import CatalogModel
 from apps.inference.completions import CompletionRequest, Run
-from apps.inference.prompts import ChatMessage
-from apps.inference.upstream_words import bound_prompt_tokens
 from apps.spend import refusal_log
 
 MAX_TEXT_CHARS = 32_000
 TITLE_CHARS = 60
-HISTORY_MESSAGES = 60
-ANSWER_SHARE = 4
-"""A quarter of the context, at the least, is left to the answer; older turns make room for it."""
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +112,7 @@ async def launch(turn: Turn, user_id: str) -> Run:
     caller, request_id = None, make_public_id("req")
     try:
         caller = await callers.get_by_user(user_id, turn.organization_id)
-        messages = await _fit(turn, caller.plan, user_id)
+        messages = await history.fit(turn.conversation_id, turn.answer_id, turn.model, caller.plan, user_id)
         request = CompletionRequest(
             request_id=request_id,
             source="chat",
@@ -354,42 +348,3 @@ def _describe(
         repeated=repeated,
         replaced=replaced,
     )
-
-
-async def _fit(turn: Turn, plan_slug: str, user_id: str) -> list[ChatMessage]:
-    """Return the turns so far, without the oldest ones that no longer fit, after what the user wants all chats to heed."""
-    history = await on_thread(lambda: _read_history(turn))
-    model, plan = await catalog.get_model(turn.model, "generate"), await callers.get_plan(plan_slug)
-    context = completions.count_context_tokens(model, plan)
-    room = context - min(plan.max_output_tokens, context // ANSWER_SHARE)
-    preface = await instructions.make_preface(user_id, model)
-    while len(history) > 1 and await _count_tokens(model, preface.add(history)) > room:
-        # a question goes together with its answer
-        del history[:2]
-    return preface.add(history)
-
-
-async def _count_tokens(model: CatalogModel, messages: list[ChatMessage]) -> int:
-    """Count a prompt's tokens; for an upstream, whose tokenizer is not here, the most that they can be."""
-    if model.upstream is None:
-        return len(await prompts.build_prompt(model, messages))
-    return bound_prompt_tokens(CompletionRequest(request_id="", source="chat", model=model.slug, messages=messages))
-
-
-def _read_history(turn: Turn) -> list[ChatMessage]:
-    rows: Any = (
-        Message.objects.filter(conversation__public_id=turn.conversation_id, replaced_by=None)
-        .exclude(public_id=turn.answer_id)
-        .order_by("-position")
-        .values_list("role", "content")[:HISTORY_MESSAGES]
-    )
-    pairs = [(role, content) for role, content in reversed(rows) if content]
-    history: list[ChatMessage] = []
-    for role, content in pairs:
-        if history and history[-1].role == role:
-            # a question whose answer never came: templates want turns to alternate
-            history.pop()
-        history.append(ChatMessage(role=role, content=content))
-    while history and history[0].role == Message.Role.ASSISTANT:
-        del history[0]
-    return history

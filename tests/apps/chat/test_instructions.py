@@ -9,7 +9,7 @@ from django.test import Client
 
 from apps.accounts import personal_data
 from apps.accounts.callers import on_thread
-from apps.chat import instructions, turns
+from apps.chat import history, instructions, turns
 from apps.chat.models import PersonalInstructions
 from apps.inference import prompts
 from apps.inference.prompts import ChatMessage
@@ -24,7 +24,8 @@ BRIEF = "I teach biology.\nAnswer briefly."
 
 
 async def read_prompt(cast: Cast, turn: turns.Turn) -> list[tuple[str, str]]:
-    return [(each.role, each.content) for each in await turns._fit(turn, "enterprise", cast.user.public_id)]
+    told = await history.fit(turn.conversation_id, turn.answer_id, turn.model, "enterprise", cast.user.public_id)
+    return [(each.role, each.content) for each in told]
 
 
 def test_a_page_keeps_them_and_an_empty_text_is_none(cast: Cast) -> None:

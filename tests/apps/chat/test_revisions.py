@@ -8,7 +8,7 @@ from django.test import Client
 
 from aiscale.errors import AiscaleError, Code
 from apps.accounts.callers import on_thread
-from apps.chat import turns
+from apps.chat import history, turns
 from apps.chat.models import Conversation, Message
 from apps.chat.turns import Turn
 from tests.apps.chat.test_chat import CHAT, ask, open_talk, write_transcripts
@@ -29,7 +29,7 @@ def list_talk(turn: Turn) -> list[str]:
 
 
 async def read_history(turn: Turn) -> list[str]:
-    return [message.content for message in await on_thread(lambda: turns._read_history(turn))]
+    return [message.content for message in await on_thread(lambda: history.read(turn.conversation_id, turn.answer_id))]
 
 
 async def test_an_answer_that_is_asked_for_again_takes_the_others_place(cast: Cast) -> None:

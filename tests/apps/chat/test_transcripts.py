@@ -12,7 +12,7 @@ from redis import Redis
 from aiscale import redis as redis_clients
 from aiscale.wire import keys
 from apps.accounts.models import User
-from apps.chat import transcripts, turns
+from apps.chat import history, transcripts, turns
 from apps.chat.models import Conversation, Message
 from apps.chat.turns import Turn
 from apps.inference.models import Model, Upstream
@@ -99,8 +99,8 @@ def test_history_is_what_was_said_and_answered(cast: Cast) -> None:
     lost = begin(cast, "Lost", first.conversation_id)
     turns.fail(lost.job_id, redis_clients.unavailable())
     last = begin(cast, "Two", first.conversation_id)
-    history = [(message.role, message.content) for message in turns._read_history(last)]
-    assert history == [("user", "One"), ("assistant", "Answer one"), ("user", "Two")]
+    told = [(message.role, message.content) for message in history.read(last.conversation_id, last.answer_id)]
+    assert told == [("user", "One"), ("assistant", "Answer one"), ("user", "Two")]
 
 
 async def test_old_turns_make_room(cast: Cast) -> None:
@@ -112,8 +112,8 @@ async def test_old_turns_make_room(cast: Cast) -> None:
         return begin(cast, "And now?", turn.conversation_id)
 
     turn = await on_thread(talk)
-    history = await turns._fit(turn, "enterprise", cast.user.public_id)
-    assert [message.content for message in history] == ["And now?"]
+    told = await history.fit(turn.conversation_id, turn.answer_id, turn.model, "enterprise", cast.user.public_id)
+    assert [message.content for message in told] == ["And now?"]
 
 
 def test_pages_show_ones_own_alone(cast: Cast) -> None:
