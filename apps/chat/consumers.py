@@ -12,13 +12,14 @@ from aiscale import redis as redis_clients
 from aiscale.errors import AiscaleError, Code
 from apps.accounts import active_organization
 from apps.accounts.callers import on_thread
-from apps.chat import answers, frames, news, turns
+from apps.chat import answers, frames, news, turns, versions
 from apps.chat.frames import (
     MAX_FRAME_BYTES,
     Ping,
     Resume,
     Retry,
     Send,
+    Show,
     Stop,
     Watch,
     read_frame,
@@ -89,6 +90,8 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             return
         if isinstance(frame, Send | Retry):
             await self._begin(frame)
+        elif isinstance(frame, Show):
+            await self._show(frame.message_id)
         elif isinstance(frame, Stop):
             await self._stop(frame.message_id)
         elif isinstance(frame, Resume):
@@ -116,7 +119,7 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
                 frame.replaces,
             )
         self._watched, self._last_id = turn.conversation_id, turn.answer_id
-        await self.send(_write_turn(turn, client_id=frame.client_id))
+        await self.send(await _write_turn(turn, client_id=frame.client_id))
         if turn.repeated:
             await self._resume(turn.answer_id)
             return
@@ -130,6 +133,14 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
                 origin=self._page_id,
             )
         )
+
+    async def _show(self, message_id: str) -> None:
+        shown = await on_thread(lambda: versions.show(self._user_id, message_id))
+        self._watched, self._last_id = shown.conversation_id, shown.last_id
+        told = {"conversation_id": shown.conversation_id, "title": shown.title, "message_id": message_id}
+        await self.send(write_frame("shown", **told))
+        user_id, page_id = self._user_id, self._page_id
+        await news.tell(News(kind="shown", user_id=user_id, conversation_id=shown.conversation_id, origin=page_id))
 
     async def _stop(self, message_id: str) -> None:
         answer = await on_thread(lambda: turns.find_answer(self._user_id, message_id))
@@ -191,8 +202,10 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             turn = await on_thread(lambda: turns.find_turn(self._user_id, what.message_id))
             if turn is not None:
                 self._last_id = turn.answer_id
-                await self.send(_write_turn(turn, text=turn.text))
+                await self.send(await _write_turn(turn, text=turn.text))
                 await self._resume(turn.answer_id)
+        elif what.kind == "shown" and what.conversation_id == self._watched:
+            await self._check_watched()
         found = await on_thread(lambda: turns.find_conversation(self._user_id, what.conversation_id))
         if found is not None:
             organization_id, title = found
@@ -221,7 +234,9 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         self._streams[message_id] = asyncio.create_task(work)
 
 
-def _write_turn(turn: turns.Turn, **more: str) -> str:
+async def _write_turn(turn: turns.Turn, **more: str) -> str:
+    """Tell a turn, and the versions of its messages where there are several. I/O: SQL, when it replaced something."""
+    found = await on_thread(lambda: versions.list_versions(turn.conversation_id)) if turn.replaced else {}
     return write_frame(
         "turn",
         conversation_id=turn.conversation_id,
@@ -229,6 +244,7 @@ def _write_turn(turn: turns.Turn, **more: str) -> str:
         question_id=turn.question_id,
         message_id=turn.answer_id,
         replaced=turn.replaced,
+        versions={each: found[each] for each in (turn.question_id, turn.answer_id) if each in found},
         **more,
     )
 

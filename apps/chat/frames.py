@@ -33,6 +33,12 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True, tag="retry", tag_field="t
     client_id: str
 
 
+class Show(msgspec.Struct, frozen=True, kw_only=True, tag="show", tag_field="type", forbid_unknown_fields=True):
+    """Make another version of a message part of the talk, with what followed it."""
+
+    message_id: str
+
+
 class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop", tag_field="type", forbid_unknown_fields=True):
     """Stop an answer."""
 
@@ -57,7 +63,7 @@ class Ping(msgspec.Struct, frozen=True, kw_only=True, tag="ping", tag_field="typ
     """Ask whether the connection lives."""
 
 
-ClientFrame = Send | Retry | Stop | Resume | Watch | Ping
+ClientFrame = Send | Retry | Show | Stop | Resume | Watch | Ping
 _decoder = msgspec.json.Decoder(ClientFrame)
 _encoder = msgspec.json.Encoder()
 

@@ -1,8 +1,11 @@
 """Keep what was said."""
 
+from typing import Any
+
 from django.conf import settings
 from django.db import models
-from django.db.models import Q
+from django.db.models import OuterRef, Q, Subquery, Value
+from django.db.models.functions import Coalesce
 
 from aiscale.db import Row
 from apps.accounts.models import Organization
@@ -51,11 +54,33 @@ class PersonalInstructions(models.Model):
         return f"instructions of {self.user_id}"
 
 
+PLACE = models.IntegerField()
+
+
+class MessageQuerySet(models.QuerySet["Message"]):
+    def with_parent(self) -> Any:
+        """Annotate ``parent``: the position of the message that each one follows, -1 where it begins the talk."""
+        return self.annotate(parent=Coalesce("parent_position", _make_parent(), output_field=PLACE))
+
+    def fill_parents(self) -> None:
+        """Write ``parent_position`` where it is not written yet. I/O: one SQL statement."""
+        self.filter(parent_position=None).update(parent_position=_make_parent())
+
+
+def _make_parent() -> Coalesce:
+    """Tell what a message followed from what was replaced: the last one before it that stood when it was written."""
+    before = Message.objects.filter(conversation=OuterRef("conversation"), position__lt=OuterRef("position"))
+    stood = before.filter(Q(replaced_by=None) | Q(replaced_by__gt=OuterRef("position"))).order_by("-position")
+    return Coalesce(Subquery(stood.values("position")[:1]), Value(-1), output_field=PLACE)
+
+
 class Message(Row):
     """Hold one turn. ``position`` counts from 0 in its conversation; an answer has the ``job_id`` that makes it.
 
-    A message that was asked anew is kept: ``replaced_by`` is then the position of what stands in its place, and it is no longer part of
-    the talk.
+    A message that was asked anew is kept: ``replaced_by`` is then the position of what was put in its place, and it is not part of the
+    talk, until it is shown again (`apps.chat.versions`). Those without ``replaced_by`` are the talk, in the order of their positions.
+    Messages that follow the same one are versions of each other. ``parent_position`` is None until versions are switched for the first
+    time; what it will be is told by ``replaced_by`` until then (`MessageQuerySet.with_parent`).
     """
 
     PUBLIC_ID_PREFIX = "msg"
@@ -82,6 +107,9 @@ class Message(Row):
     error_message = models.CharField(max_length=500, blank=True)
     completion_tokens = models.PositiveIntegerField(default=0)
     replaced_by = models.PositiveIntegerField(null=True, blank=True)
+    parent_position = models.IntegerField(null=True, blank=True)
+
+    objects = MessageQuerySet.as_manager()
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["conversation", "position"], name="message_place")]

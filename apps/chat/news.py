@@ -23,7 +23,7 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 2.0
 class News(msgspec.Struct, frozen=True, kw_only=True):
     """Say what became of a conversation. All ids are public."""
 
-    kind: Literal["turn", "renamed", "deleted"]
+    kind: Literal["turn", "shown", "renamed", "deleted"]
     user_id: str
     conversation_id: str
     message_id: str = ""

@@ -141,15 +141,20 @@ def fail(job_id: str, error: AiscaleError) -> None:
     )
 
 
-def find_answer(user_id: str, message_id: str) -> Message | None:
-    """Return a user's own answer, of an organization that they are still in. I/O: one SQL statement."""
-    return Message.objects.filter(
-        public_id=message_id,
-        role=Message.Role.ASSISTANT,
+def find_message(user_id: str, message_id: str) -> Message | None:
+    """Return a user's own message, with its conversation, of an organization that they are still in. I/O: one SQL statement."""
+    own = Message.objects.filter(
         conversation__user__public_id=user_id,
         conversation__deleted_at=None,
         conversation__organization__memberships__user__public_id=user_id,
-    ).first()
+    )
+    return own.select_related("conversation").filter(public_id=message_id).first()
+
+
+def find_answer(user_id: str, message_id: str) -> Message | None:
+    """Return a user's own answer, as `find_message`. I/O: one SQL statement."""
+    found = find_message(user_id, message_id)
+    return found if found is not None and found.role == Message.Role.ASSISTANT else None
 
 
 def find_turn(user_id: str, answer_id: str) -> Turn | None:
@@ -158,13 +163,18 @@ def find_turn(user_id: str, answer_id: str) -> Turn | None:
     if answer is None:
         return None
     said = answer.conversation.messages
-    question = said.filter(role=Message.Role.USER, position__lt=answer.position).order_by("-position").first()
+    question = _find_question(answer)
     if question is None:
         return None
     # its question stands in their place, or, tried again, the answer alone does
     places = (question.position, answer.position)
     replaced = tuple(said.filter(replaced_by__in=places).order_by("position").values_list("public_id", flat=True))
     return _describe(answer.conversation, question, answer, repeated=True, replaced=replaced)
+
+
+def _find_question(answer: Message) -> Message | None:
+    said = answer.conversation.messages
+    return said.filter(position=said.with_parent().filter(pk=answer.pk).values("parent")[:1]).first()
 
 
 def find_last(user_id: str, conversation_id: str) -> str | None:
@@ -252,20 +262,29 @@ def _open(
         return Conversation.objects.create(
             user=user, organization=organization, title=title, model=model, used_at=now
         ), 0
-    # the row's lock puts turns of two tabs one after the other
-    own = Conversation.objects.select_for_update(of=("self",)).list_of(user.pk).select_related("organization")
-    conversation = own.filter(public_id=conversation_id).first()
-    if conversation is None:
-        raise AiscaleError(Code.NOT_FOUND, "This conversation does not exist.", param="conversation_id")
+    conversation = lock_idle(user.pk, conversation_id)
     _check_right(user, conversation.organization.public_id)
-    if conversation.messages.filter(status=Message.Status.PENDING).exists():
-        raise AiscaleError(
-            Code.INVALID_REQUEST, "Wait until the answer is finished, or stop it first.", param="conversation_id"
-        )
     last = conversation.messages.order_by("-position").first()
     conversation.model, conversation.used_at = model, now
     conversation.save(update_fields=["model", "used_at", "updated_at"])
     return conversation, last.position + 1 if last else 0
+
+
+def lock_idle(user_pk: int, conversation_id: str) -> Conversation:
+    """Return a user's own conversation, in which no answer is being made, locked until the transaction ends.
+
+    I/O: two SQL statements. Raises: AiscaleError (NOT_FOUND, INVALID_REQUEST).
+    """
+    # the row's lock puts turns of two tabs one after the other
+    own = Conversation.objects.select_for_update(of=("self",)).list_of(user_pk).select_related("organization")
+    conversation = own.filter(public_id=conversation_id).first()
+    if conversation is None:
+        raise AiscaleError(Code.NOT_FOUND, "This conversation does not exist.", param="conversation_id")
+    if conversation.messages.filter(status=Message.Status.PENDING).exists():
+        raise AiscaleError(
+            Code.INVALID_REQUEST, "Wait until the answer is finished, or stop it first.", param="conversation_id"
+        )
+    return conversation
 
 
 def _check_right(user: User, organization_id: str) -> Organization:
@@ -280,12 +299,8 @@ def _replace(conversation: Conversation, message_id: str, by: int, text: str) ->
     question = standing.filter(public_id=message_id, role=Message.Role.USER).first()
     if question is None:
         raise AiscaleError(Code.NOT_FOUND, "The question that you edit is no longer there.", param="replaces")
-    if (
-        conversation.title == make_title(question.content)
-        and not standing.filter(position__lt=question.position).exists()
-    ):
-        conversation.title = make_title(text)
-        conversation.save(update_fields=["title", "updated_at"])
+    if not standing.filter(position__lt=question.position).exists():
+        retitle(conversation, question.content, text)
     later = standing.filter(position__gte=question.position)
     replaced = tuple(later.values_list("public_id", flat=True))
     later.update(replaced_by=by)
@@ -313,6 +328,13 @@ def _make_answer(conversation: Conversation, position: int, client_key: str | No
     )
 
 
+def retitle(conversation: Conversation, was: str, now: str) -> None:
+    """Name a conversation after what is now its first question, unless a person gave it a name. I/O: at most one SQL statement."""
+    if conversation.title == make_title(was):
+        conversation.title = make_title(now)
+        conversation.save(update_fields=["title", "updated_at"])
+
+
 def make_title(text: str) -> str:
     """Name a conversation after its first words."""
     line = " ".join(text.split())
@@ -327,8 +349,10 @@ def _find_known(client_key: str) -> Turn | None:
     if first.role == Message.Role.USER:
         question, answer = first, said.get(position=first.position + 1)
     else:
-        questions = said.filter(role=Message.Role.USER, position__lt=first.position).order_by("-position")
-        question, answer = questions[0], first
+        found = _find_question(first)
+        if found is None:
+            return None
+        question, answer = found, first
     replaced = tuple(said.filter(replaced_by=first.position).order_by("position").values_list("public_id", flat=True))
     return _describe(first.conversation, question, answer, repeated=True, replaced=replaced)
 

@@ -19,7 +19,7 @@ from aiscale.errors import AiscaleError
 from apps.accounts import active_organization, callers, roles
 from apps.accounts.models import User
 from apps.accounts.roles import Right
-from apps.chat import exports, instructions, markdown, news
+from apps.chat import exports, instructions, markdown, news, versions
 from apps.chat.models import Conversation, Message
 from apps.chat.news import News
 from apps.chat.turns import MAX_TEXT_CHARS, TITLE_CHARS
@@ -99,7 +99,9 @@ def rename(request: HttpRequest, conversation_id: str) -> HttpResponse:
 def delete(request: HttpRequest, conversation_id: str) -> HttpResponse:
     """Delete a conversation: what was said is gone at once."""
     with transaction.atomic():
-        conversation = _get_own(request, conversation_id)
+        # locked before its messages are, as whoever writes in it does
+        own = Conversation.objects.select_for_update(of=("self",)).list_of(_user(request).pk)
+        conversation = get_object_or_404(own, public_id=conversation_id.replace("\x00", ""))
         conversation.messages.all().delete()
         conversation.title, conversation.deleted_at = "", timezone.now()
         conversation.save(update_fields=["title", "deleted_at", "updated_at"])
@@ -199,7 +201,8 @@ def _read_messages(request: HttpRequest, conversation: Conversation | None) -> t
     rows = list(found[: MESSAGES + 1])
     shown = rows[:MESSAGES][::-1]
     earlier = shown[0].position if len(rows) > MESSAGES else None
-    return [_describe(row) for row in shown], earlier
+    several = versions.list_versions(conversation.public_id)
+    return [_describe(row) | {"versions": several.get(row.public_id, ())} for row in shown], earlier
 
 
 def _read_before(request: HttpRequest) -> int | None:

@@ -1,8 +1,9 @@
 // The chat page: what is written goes out over the socket, what comes in goes into the thread. The server renders markdown.
 import * as drafts from "./drafts.js";
-import { dress, setSource, watchMessages } from "./messages.js";
+import { dress, setSource, setVersions, watchMessages } from "./messages.js";
 import * as sidebar from "./sidebar.js";
 import { ChatSocket } from "./socket.js";
+import { growTail, showTail } from "./tails.js";
 
 const byId = (id) => document.getElementById(id);
 const thread = byId("thread"), scroll = byId("scroll"), composer = byId("composer"), text = byId("text");
@@ -46,37 +47,6 @@ function showBusy() {
   sendButton.disabled = busy || text.disabled || byId("model").value === "";
 }
 
-// --- text whose block is still open: code looks like code before its fence is closed -------------------------------------
-
-const FENCE = /^(`{3,}|~{3,})([^\n`]*)\n/;
-const tails = new WeakMap();
-
-function showTail(answer, raw) {
-  tails.set(answer, raw);
-  const tail = part(answer, "tail"), fence = FENCE.exec(raw);
-  if (!fence) {
-    tail.textContent = raw;
-    return;
-  }
-  let code = tail.querySelector("code");
-  if (!code) {
-    tail.innerHTML = '<div class="code-block"><div class="code-head"><span></span></div><pre tabindex="0"><code></code></pre></div>';
-    tail.querySelector("span").textContent = fence[2].trim() || "code";
-    code = tail.querySelector("code");
-  }
-  const closing = raw.indexOf(`\n${fence[1]}`, fence[0].length - 1);
-  code.textContent = raw.slice(fence[0].length, closing < 0 ? undefined : Math.max(closing, fence[0].length));
-}
-
-function growTail(answer, piece) {
-  const raw = (tails.get(answer) ?? "") + piece;
-  if (raw.startsWith("```") || raw.startsWith("~~~")) showTail(answer, raw);
-  else {
-    tails.set(answer, raw);
-    part(answer, "tail").append(piece);
-  }
-}
-
 // --- scrolling: follow the answer until the reader scrolls away ----------------------------------------------------------
 
 let following = true;
@@ -112,6 +82,7 @@ const handlers = {
     keepDraft();
     frame.replaced.forEach((id) => byId(id)?.remove());
     const answer = byId(frame.message_id) ?? addMessage("assistant", frame.message_id);
+    Object.entries(frame.versions ?? {}).forEach(([id, ids]) => setVersions(byId(id), ids));
     answer.dataset.status = "pending";
     answer.dataset.askedAt = Date.now();
     setTimeout(showState, WAITING_MS);
@@ -157,6 +128,11 @@ const handlers = {
   changed({ conversation_id }) {
     isStale = conversation_id === conversationId;
   },
+  shown({ conversation_id, title }) {
+    sidebar.showConversation(conversation_id, title, false);
+    if (thread.hasAttribute("data-earlier")) location.replace(`/c/${conversation_id}/`);
+    isStale = conversation_id === conversationId;
+  },
   deleted({ conversation_id }) {
     sidebar.dropConversation(conversation_id);
     if (conversation_id === conversationId) closeConversation();
@@ -166,6 +142,7 @@ const handlers = {
     setTimeout(() => socket.send({ type: "resume", message_id }), 1500);
   },
   error(frame) {
+    switching = null;
     if (unsent && frame.client_id === unsent.frame.client_id) {
       // it was not taken: the words go back into the box
       unsent.article?.remove();
@@ -247,7 +224,28 @@ async function refresh() {
   pending().forEach((answer) => socket.send({ type: "resume", message_id: answer.id }));
   watch();
   showBusy();
-  follow();
+  if (switching) takePlace();
+  else follow();
+}
+
+// --- another version of a message: it stands where the one before it stood, with the focus where it was ------------------
+
+let switching = null;
+function showVersion(article, id, step) {
+  if (!isIdle()) return;
+  switching = { id, step, top: article.getBoundingClientRect().top };
+  socket.send({ type: "show", message_id: id });
+}
+
+function takePlace() {
+  const { id, step, top } = switching, article = byId(id);
+  switching = null;
+  if (!article) return;
+  scroll.scrollTop += article.getBoundingClientRect().top - top;
+  article.querySelector(`[data-step="${step}"]`)?.focus({ preventScroll: true });
+  announcer.textContent = part(article, "versions").getAttribute("aria-label");
+  following = isAtEnd();
+  jump.hidden = following;
 }
 
 function showNotice(words, until = "") {
@@ -359,6 +357,7 @@ watchMessages(thread, {
     ask({ type: "retry", message_id: id }, null);
     text.focus({ preventScroll: true });
   },
+  show: showVersion,
 });
 
 function stopAnswers() {

@@ -1,4 +1,4 @@
-// What can be done with a message: copy it, ask for an answer again, edit a question.
+// What can be done with a message: copy it, ask for an answer again, edit a question, show another version of it.
 import { copy } from "./clipboard.js";
 
 const BUTTONS = { assistant: [["copy", "Copy"], ["retry", "Try again"]], user: [["copy", "Copy"], ["edit", "Edit"]] };
@@ -15,6 +15,31 @@ export function dress(article) {
     row.append(button);
   }
   article.append(row);
+  setVersions(article, (article.dataset.versions ?? "").split(" "));
+}
+
+// `ids` are all versions of the message, the oldest first; a message that is the only one has no switcher.
+export function setVersions(article, ids) {
+  const at = ids.indexOf(article?.id);
+  article?.querySelector(".versions")?.remove();
+  if (at < 0 || ids.length < 2) return;
+  const group = document.createElement("span"), count = document.createElement("span");
+  group.className = "versions";
+  group.setAttribute("role", "group");
+  group.setAttribute("aria-label", `Version ${at + 1} of ${ids.length}`);
+  count.textContent = `${at + 1} / ${ids.length}`;
+  const [before, after] = [[-1, "‹", "Earlier version"], [1, "›", "Later version"]].map(([step, sign, label]) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = sign;
+    Object.assign(button.dataset, { act: "show", step, shows: ids[at + step] ?? "" });
+    button.setAttribute("aria-label", label);
+    // it keeps the focus at either end
+    button.setAttribute("aria-disabled", String(!ids[at + step]));
+    return button;
+  });
+  group.append(before, count, after);
+  article.querySelector(".message-actions").prepend(group);
 }
 
 export function setSource(article, words) {
@@ -53,14 +78,15 @@ function edit(article, button, send) {
   text.focus();
 }
 
-// `send(words, replaces)` and `retry(id)` tell whether the message was taken.
-export function watchMessages(thread, { send, retry }) {
+// `send(words, replaces)` and `retry(id)` tell whether the message was taken; `show(article, id, step)` asks for another version.
+export function watchMessages(thread, { send, retry, show }) {
   thread.querySelectorAll(".message").forEach(dress);
   thread.addEventListener("click", (event) => {
     const button = event.target.closest("[data-act]"), article = button?.closest(".message");
     if (!article) return;
     if (button.dataset.act === "copy") copy(button, article.querySelector(".source, .body.text").textContent);
     else if (button.dataset.act === "retry") retry(article.id);
+    else if (button.dataset.act === "show") button.dataset.shows && show(article, button.dataset.shows, button.dataset.step);
     else edit(article, button, send);
   });
 }

@@ -125,6 +125,42 @@ def test_a_second_turn_and_another_ones_conversation(page: Page, browser: Browse
     stranger.context.close()
 
 
+def test_goes_back_to_an_older_version_and_on_from_there(page: Page) -> None:
+    sign_up(page, "lea")
+    complete, question = page.locator('.message.assistant[data-status="complete"]'), page.locator(".message.user .body")
+    ask(page, "What is the capital of France?")
+    expect(complete).to_have_count(1)
+    page.locator("[data-act=edit]").press("Enter")
+    page.get_by_label("Your message, edited").fill("What is the capital of Spain?")
+    page.keyboard.press("Enter")
+    # with the keyboard: the focus stays on the button, at the end of the row too
+    page.get_by_role("group", name="Version 2 of 2").get_by_role("button", name="Earlier version").press("Enter")
+    expect(question).to_have_text("What is the capital of France?")
+    expect(page.get_by_role("button", name="Earlier version")).to_be_focused()
+    expect(page.locator("#announcer")).to_have_text("Version 1 of 2")
+    expect(page.get_by_role("heading", level=1)).to_have_text("What is the capital of France?")
+    page.keyboard.press("Enter")
+    page.reload()
+    expect(question).to_have_text("What is the capital of France?")
+    ask(page, "And of Italy?")
+    expect(complete).to_have_count(2)
+    page.get_by_role("button", name="Try again").press("Enter")
+    answer = page.locator(".message.assistant").last
+    expect(answer.get_by_role("group", name="Version 2 of 2")).to_be_visible()
+    newer = answer.get_attribute("id")
+    answer.get_by_role("button", name="Earlier version").press("Enter")
+    expect(answer.get_by_role("group", name="Version 1 of 2")).to_be_visible()
+    older = answer.get_attribute("id")
+    assert older != newer
+    # what followed is put away with its question, and comes back as it was
+    page.locator(".message.user").first.get_by_role("button", name="Later version").press("Enter")
+    expect(question).to_have_text(["What is the capital of Spain?"])
+    expect(page.locator(".message")).to_have_count(2)
+    page.locator(".message.user").first.get_by_role("button", name="Earlier version").press("Enter")
+    expect(question).to_have_text(["What is the capital of France?", "And of Italy?"])
+    expect(answer).to_have_attribute("id", older or "")
+
+
 def test_two_windows_follow_each_other(page: Page, healthy: Stack) -> None:
     sign_up(page, "fay")
     ask(page, "What is the capital of France?")

@@ -30,6 +30,8 @@ FRAMES = [
     ("send", "personal"),
     ("send", "conversation"),
     ("send", "conversation-of-removed"),
+    ("show", "message"),
+    ("show", "message-of-removed"),
     ("stop", "message"),
     ("stop", "message-of-removed"),
     ("resume", "message"),

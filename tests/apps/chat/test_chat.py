@@ -129,6 +129,8 @@ async def test_another_sites_page_is_refused(cast: Cast, origin: str) -> None:
         (json.dumps(ask(model="nope")), "model_not_found"),
         (json.dumps(ask(conversation_id="conv_of_somebody")), "not_found"),
         (json.dumps({"type": "stop", "message_id": "msg_of_somebody"}), "not_found"),
+        (json.dumps({"type": "show", "message_id": "msg_of_somebody"}), "not_found"),
+        (json.dumps({"type": "show", "message_id": "msg\x00"}), "invalid_request"),
         (json.dumps({"type": "resume", "message_id": "msg\x00"}), "invalid_request"),
         (json.dumps(ask(conversation_id="conv\x00")), "invalid_request"),
         (json.dumps(ask(client_id="c\x00")), "invalid_request"),
