@@ -34,6 +34,7 @@ def test_every_link_of_the_admin_leads_somewhere(world: World, name: str) -> Non
         if page.status_code == 302 or "text/html" not in page["Content-Type"]:
             continue
         text = page.content.decode()
+        assert text.count("<main ") == text.count("</main>") == 1, f"{url} has no main part, or more than one"
         if "?" in url:
             # each filter and order once, not all of them together
             continue
