@@ -5,6 +5,7 @@ from typing import Any
 from django.contrib.admin.widgets import AutocompleteSelect, AutocompleteSelectMultiple
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest
+from django.utils.text import capfirst
 
 
 class _Possible:
@@ -45,4 +46,7 @@ class Autocompletes:
 
     def _choose(self, widget: Any, db_field: Any, request: HttpRequest, kwargs: dict[str, Any]) -> None:
         if db_field.name in self.get_autocomplete_fields(request):  # type: ignore[attr-defined]
-            kwargs.setdefault("widget", widget(db_field, self.admin_site, using=kwargs.get("using")))  # type: ignore[attr-defined]
+            # in a table the column's head names it for the eye alone
+            attrs = {"aria-label": capfirst(db_field.verbose_name)}
+            found = widget(db_field, self.admin_site, attrs=attrs, using=kwargs.get("using"))  # type: ignore[attr-defined]
+            kwargs.setdefault("widget", found)

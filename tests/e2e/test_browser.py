@@ -355,3 +355,23 @@ def test_the_drawer_of_a_phone_keeps_the_keyboard_and_gives_it_back(page: Page) 
     page.keyboard.press("Escape")
     expect(opener).to_be_focused()
     expect(opener).to_have_attribute("aria-expanded", "false")
+
+
+def test_the_admin_names_its_fields_and_fits_a_phone(page: Page, admin: tuple[str, str]) -> None:
+    page.goto("/accounts/login/?next=/admin/spend/webhookendpoint/add/")
+    page.get_by_label("Email").fill(admin[0])
+    page.get_by_label("Password").fill(admin[1])
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("link", name="Skip to the content").press("Enter")
+    expect(page.get_by_role("main")).to_be_focused()
+    box = page.get_by_role("combobox", name="Organization")
+    box.press("Enter")
+    page.get_by_label("Search Organization").fill("no such one")
+    expect(page.get_by_text("No results found")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto("/admin/accounts/user/")
+    page.get_by_role("link", name=admin[0]).first.click()
+    expect(page.get_by_role("searchbox", name="User permissions")).to_be_attached()
+    sideways = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(sideways) <= 0
