@@ -6,7 +6,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.db.models import QuerySet
+from django.db.models import OuterRef, QuerySet, Subquery, Sum
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin
 from unfold.widgets import UnfoldAdminIntegerFieldWidget
@@ -77,6 +77,11 @@ class VersionAdmin(ModelAdmin):  # type: ignore[misc]
     ]
     fields = ["model", "version", "state", "weight", *readonly_fields[3:]]
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ModelVersion]:
+        queryset: QuerySet[ModelVersion] = super().get_queryset(request)
+        of_model = ModelVersion.objects.filter(model=OuterRef("model")).order_by().values("model")
+        return queryset.annotate(all_weights=Subquery(of_model.annotate(sum=Sum("weight")).values("sum")))
+
     def has_add_permission(self, request: HttpRequest) -> bool:
         """They enter with their files, through ``import_model`` and ``seed_catalog``."""
         return False
@@ -126,10 +131,8 @@ class VersionAdmin(ModelAdmin):  # type: ignore[misc]
         return ["share" if name == "weight" and fixed else name for name in self.fields]
 
     @admin.display(description="of 100 requests")
-    def share(self, row: ModelVersion) -> int:
-        if row.version != row.model.version:
-            return row.weight
-        return 100 - sum(row.model.versions.values_list("weight", flat=True))
+    def share(self, row: Any) -> int:
+        return int(row.weight if row.version != row.model.version else 100 - row.all_weights)
 
     @admin.display(description="batch-invariant", boolean=True)
     def is_invariant(self, row: ModelVersion) -> bool | None:

@@ -5,7 +5,8 @@ from typing import Any
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
+from django.db.models import Count, OuterRef, QuerySet, Subquery, Value
+from django.db.models.functions import Coalesce, Concat
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import timezone
@@ -117,14 +118,22 @@ class ReratingAdmin(ModelAdmin):  # type: ignore[misc]
     readonly_fields = fields
     ordering = ["-pk"]
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Rerating]:
+        queryset: QuerySet[Rerating] = super().get_queryset(request)
+        posted = LedgerTransaction.objects.filter(
+            kind=LedgerTransaction.Kind.ADJUSTMENT, reference__startswith=Concat(OuterRef("public_id"), Value(":"))
+        )
+        # counted in the list's own statement, not in one for each row
+        count = posted.order_by().values("kind").annotate(count=Count("pk")).values("count")
+        return queryset.annotate(adjusted=Coalesce(Subquery(count), 0))
+
     @admin.display(description="state")
     def state(self, order: Rerating) -> str:
         return "done" if order.finished_at else "open: requests that settle late are still adjusted"
 
     @admin.display(description="adjustments")
-    def adjusted(self, order: Rerating) -> int:
-        posted = LedgerTransaction.objects.filter(kind=LedgerTransaction.Kind.ADJUSTMENT)
-        return posted.filter(reference__startswith=f"{order.public_id}:").count()
+    def adjusted(self, order: Any) -> int:
+        return int(order.adjusted)
 
     @admin.display(description="prices")
     def prices(self, order: Rerating) -> str:

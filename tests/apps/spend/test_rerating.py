@@ -5,6 +5,7 @@ import re
 import threading
 from datetime import timedelta
 
+import msgspec
 import pytest
 from django.db import connection
 from django.test import Client
@@ -301,3 +302,19 @@ def test_the_admin_shows_the_sums_before_it_posts(ada):
     assert MODEL in listed and "open" in listed
     page = browser.get(reverse("admin:spend_rerating_change", args=[Rerating.objects.get().pk]))
     assert page.status_code == 200
+
+
+def test_the_admins_list_counts_each_orders_adjustments_at_once(ada, bob, django_assert_max_num_queries):
+    charge(ada)
+    charge(bob, job_id="job_bob")
+    rate(make_order(until=timezone.now() + timedelta(seconds=1)))
+    for _ in range(12):
+        Rerating.objects.create(
+            model=MODEL, since=timezone.now(), until=timezone.now(), reason="Nothing", **msgspec.structs.asdict(RIGHT)
+        )
+    browser = Client()
+    browser.force_login(User.objects.create_superuser("root@example.com", "x"))
+    with django_assert_max_num_queries(12):
+        page = browser.get(reverse("admin:spend_rerating_changelist")).content.decode()
+    counts = re.findall(r"field-adjusted[^>]*>\s*([0-9]+)", page)
+    assert sorted(counts) == ["0"] * 12 + ["2"]
