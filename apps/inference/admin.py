@@ -20,6 +20,7 @@ from apps.inference.cache import generations
 from apps.inference.models import Model, ModerationFlag, Upstream
 from apps.inference.upstream_client import is_allowed
 from apps.spend.models import Price
+from apps.spend.scope_names import NamesOrganizations
 
 
 class UpstreamForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs alone
@@ -168,10 +169,10 @@ def _word(nanousd_per_token: int | None) -> str:
 
 
 @admin.register(ModerationFlag)
-class ModerationFlagAdmin(ModelAdmin):  # type: ignore[misc]
+class ModerationFlagAdmin(NamesOrganizations, ModelAdmin):  # type: ignore[misc]
     """Show what was flagged, and let nobody change it."""
 
-    list_display = ["created_at", "action", "flagged_for", "source", "organization_id", "request_id"]
+    list_display = ["created_at", "action", "flagged_for", "source", "organization", "request_id"]
     list_filter = ["action", "source", "created_at"]
     search_fields = ["=organization_id", "=user_id", "=request_id"]
     search_help_text = "The exact id of an organization, a user or a request."

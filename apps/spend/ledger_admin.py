@@ -14,10 +14,11 @@ from unfold.decorators import action
 
 from aiscale.db import NanoUsdField, format_usd
 from apps.accounts import audit
-from apps.spend import confirmation, corrections, periods
+from apps.spend import confirmation, corrections, periods, scope_names
 from apps.spend.correction_forms import AdjustmentForm, CreditForm, RefundForm
 from apps.spend.models import Correction, LedgerEntry, LedgerTransaction, RefusedRequest, UsageRecord
 from apps.spend.refusal_log import describe_facts
+from apps.spend.scope_names import NamesOrganizations, map_organizations
 from apps.spend.templatetags.money import fact, fact_name
 
 BIGGEST_SPENDERS = 20
@@ -53,7 +54,14 @@ class OrganizationFilter(admin.SimpleListFilter):
             .annotate(cost=Sum("cost_nanousd"))
             .order_by("-cost")[:BIGGEST_SPENDERS]
         )
-        return [(row["organization_id"], f"{row['organization_id']} ({format_usd(row['cost'])})") for row in spenders]
+        names = map_organizations(row["organization_id"] for row in spenders)
+        return [
+            (
+                row["organization_id"],
+                f"{names.get(row['organization_id'], row['organization_id'])} ({format_usd(row['cost'])})",
+            )
+            for row in spenders
+        ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return queryset.filter(organization_id=self.value()) if self.value() else queryset
@@ -79,10 +87,10 @@ class CorrectionInline(ReadOnly, TabularInline):  # type: ignore[misc]
 
 
 @admin.register(UsageRecord)
-class UsageRecordAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+class UsageRecordAdmin(NamesOrganizations, ReadOnly, ModelAdmin):  # type: ignore[misc]
     list_display = [
         "occurred_at",
-        "organization_id",
+        "organization",
         "model",
         "source",
         "finish_reason",
@@ -167,9 +175,15 @@ class UsageRecordAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 
 class EntryInline(ReadOnly, TabularInline):  # type: ignore[misc]
     model = LedgerEntry
-    fields = ["account", "amount"]
-    readonly_fields = ["account", "amount"]
+    fields = ["account_name", "account", "amount"]
+    readonly_fields = fields
     extra = 0
+    # it would repeat the columns
+    hide_title = True
+
+    @admin.display(description="of")
+    def account_name(self, entry: LedgerEntry) -> str:
+        return scope_names.name_one(entry.account)
 
     @admin.display(description="amount")
     def amount(self, entry: LedgerEntry) -> str:
@@ -177,8 +191,8 @@ class EntryInline(ReadOnly, TabularInline):  # type: ignore[misc]
 
 
 @admin.register(RefusedRequest)
-class RefusedRequestAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
-    list_display = ["occurred_at", "code", "organization_id", "model", "source", "message"]
+class RefusedRequestAdmin(NamesOrganizations, ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["occurred_at", "code", "organization", "model", "source", "message"]
     list_filter = ["code", "source"]
     search_fields = ["=request_id", "=organization_id", "=user_id", "=key_id"]
     search_help_text = (

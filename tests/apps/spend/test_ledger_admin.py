@@ -6,10 +6,11 @@ import re
 import pytest
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from apps.accounts.models import AuditEvent, User
 from apps.spend import settlement
-from apps.spend.models import LedgerTransaction, UsageRecord
+from apps.spend.models import LedgerTransaction, RefusedRequest, UsageRecord
 from tests.apps.spend.cast import make_finished, make_organization, spent, warm
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -75,6 +76,25 @@ def test_a_refund_from_the_request(browser, organization):
     page = browser.get(reverse("admin:spend_usagerecord_change", args=[record.pk])).content.decode()
     assert "It was useless" in page and "-$0.00000002" in page
     assert spent(organization) == 45
+
+
+def test_usage_and_refusals_name_whose_they_are(browser, organization, django_assert_max_num_queries):
+    for number in range(12):
+        other = make_organization(name=f"Ada {number}")
+        settlement.settle(make_finished(other.public_id, job_id=f"job_{number}"))
+        RefusedRequest.objects.create(
+            organization_id=other.public_id, request_id=f"req_{number}", code="killed", occurred_at=timezone.now()
+        )
+    RefusedRequest.objects.create(organization_id="org_gone", request_id="x", code="killed", occurred_at=timezone.now())
+    for model in ("usagerecord", "refusedrequest"):
+        with django_assert_max_num_queries(15):
+            page = browser.get(reverse(f"admin:spend_{model}_changelist")).content.decode()
+        assert all(f">Ada {number}<" in page for number in range(12)), model
+    assert ">org_gone<" in page
+    page = browser.get(
+        reverse("admin:spend_usagerecord_change", args=[UsageRecord.objects.first().pk])
+    ).content.decode()
+    assert "Ada " in page and "org_" in page
 
 
 @pytest.mark.parametrize(
