@@ -1,13 +1,15 @@
 """Show the audit log, and write it for what is changed in the admin."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from django.contrib import admin
 from django.db import transaction
 from django.db.models import Model
 from django.http import HttpRequest
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
+from django.utils.text import capfirst
 from unfold.admin import ModelAdmin
 
 from aiscale.db import format_usd
@@ -72,7 +74,8 @@ class AuditEventAdmin(ModelAdmin):  # type: ignore[misc]
 
     @admin.display(description="details")
     def what(self, event: AuditEvent) -> str:
-        return format_html("<pre>{}</pre>", json.dumps(_word_money(event.details), indent=2, ensure_ascii=False))
+        lines = format_html_join("", "<p>{}: {}</p>", _say_details(event.details))
+        return format_html('<div class="detail-lines">{}</div>', lines) if lines else "-"
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -92,15 +95,29 @@ def _list_changes(form: Any) -> dict[str, dict[str, Any]]:
     return {name: pair for name, pair in pairs.items() if pair["from"] != pair["to"]}
 
 
-def _word_money(details: Any, is_money: bool = False) -> Any:
-    """Write every amount under a name such as ``limit_nanousd`` as US dollars."""
-    if isinstance(details, dict):
-        return {
-            name.replace("_nanousd", "_usd"): _word_money(value, is_money or name.endswith("_nanousd"))
-            for name, value in details.items()
-        }
-    is_amount = is_money and isinstance(details, int) and not isinstance(details, bool)
-    return format_usd(details) if is_amount else details
+def _say_details(
+    details: dict[str, Any], above: tuple[str, ...] = (), is_sum: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Yield each detail's name and value in words: ``limit_nanousd`` from 1000000000 to None -> ``Limit``, ``$1.00 → none``."""
+    for key, value in details.items():
+        is_money = is_sum or key.endswith("_nanousd")
+        names = (*above, key.removesuffix("_nanousd").replace("_", " "))
+        if isinstance(value, dict) and value.keys() == {"from", "to"}:
+            yield capfirst(", ".join(names)), f"{_say(value['from'], is_money)} → {_say(value['to'], is_money)}"
+        elif isinstance(value, dict) and value:
+            yield from _say_details(value, names, is_money)
+        else:
+            yield capfirst(", ".join(names)), _say(value, is_money)
+
+
+def _say(value: Any, is_money: bool) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_say(each, is_money) for each in value) or "none"
+    if isinstance(value, int):
+        return format_usd(value) if is_money else f"{value:,}"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) and value else str(value or "none")
 
 
 def _plain(value: Any) -> Any:

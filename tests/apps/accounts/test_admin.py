@@ -102,8 +102,8 @@ def test_money_in_the_audit_log_and_behind_refusals_is_in_dollars(browser: Clien
         event = audit.record("budget.change", target="budget:1", by=ADA, details=details)
     page = browser.get(reverse("admin:accounts_auditevent_change", args=[event.pk])).content.decode()
     text = html.unescape(strip_tags(page))
-    assert '"limit_usd"' in text and '"to": "$1.50"' in text and "1500000000" not in text
-    assert '"count": 7' in text
+    assert "Changed, limit: none → $1.50" in text and "1500000000" not in text
+    assert "Count: 7" in text
     refused = RefusedRequest.objects.create(
         request_id="req_money",
         source="api",
