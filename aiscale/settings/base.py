@@ -189,6 +189,8 @@ globals().update(_email(ENV.email_url))
 DEFAULT_FROM_EMAIL = SERVER_EMAIL = ENV.email_from
 
 LANGUAGE_CODE = "en-us"
+# how the admin writes moments
+FORMAT_MODULE_PATH = "aiscale.formats"
 TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "/static/"

@@ -18,6 +18,7 @@ from apps.accounts import audit
 from apps.spend import killswitch, reach, scope_names
 from apps.spend.kill_forms import ReleaseForm, TripForm
 from apps.spend.models import KillSwitch
+from apps.spend.refusals import say_moment
 from apps.spend.scope_names import NamesScopes
 
 
@@ -62,11 +63,11 @@ class KillSwitchAdmin(NamesScopes, ModelAdmin):  # type: ignore[misc]
 
     @admin.display(description="tripped", ordering="tripped_at")
     def tripped(self, switch: KillSwitch) -> str:
-        return f"{switch.tripped_at:%Y-%m-%d %H:%M} by {switch.tripped_by}"
+        return f"{say_moment(switch.tripped_at)} by {switch.tripped_by}"
 
     @admin.display(description="ended", ordering="released_at")
     def ended(self, switch: KillSwitch) -> str:
-        return f"{switch.released_at:%Y-%m-%d %H:%M} by {switch.released_by}" if switch.released_at else ""
+        return f"{say_moment(switch.released_at)} by {switch.released_by}" if switch.released_at else ""
 
     @admin.display(description="audit log")
     def what_happened(self, switch: KillSwitch) -> str:

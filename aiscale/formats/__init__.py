@@ -1,0 +1,1 @@
+"""Write moments the same way everywhere that Django writes them, such as in the admin."""

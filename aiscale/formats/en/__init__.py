@@ -1,0 +1,1 @@
+"""Formats for English, the only language that there is."""
