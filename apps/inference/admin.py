@@ -25,7 +25,7 @@ from apps.spend.scope_names import NamesOrganizations
 
 class UpstreamForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the stubs alone
     base_url = forms.URLField(
-        label="base URL",
+        label="Base URL",
         max_length=300,
         assume_scheme="https",
         help_text="Up to and with /v1.",
@@ -40,6 +40,8 @@ class UpstreamForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in the
     class Meta:
         model = Upstream
         fields = ["name", "base_url", "is_enabled", "timeout_s", "retries"]
+        # a page would take <name> for markup
+        help_texts: ClassVar = {"name": "Kill switches name it: provider:NAME."}
 
     def clean_base_url(self) -> str:
         """Refuse what the server would refuse to ask."""

@@ -146,7 +146,7 @@ class VersionAdmin(ModelAdmin):  # type: ignore[misc]
             return "canary"
         return "rolled back" if row.rolled_back_at else "no requests"
 
-    @admin.display(description="since it is a canary")
+    @admin.display(description="as a canary")
     def health(self, row: ModelVersion) -> str:
         return str(traffic.measure(row)) if row.canary_since else ""
 

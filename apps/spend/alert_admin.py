@@ -53,6 +53,10 @@ class SpendAlertAdmin(NamesScopes, ReadOnly, ModelAdmin):  # type: ignore[misc]
         queryset: QuerySet[SpendAlert] = super().get_queryset(request)
         return queryset.prefetch_related("deliveries")
 
+    def get_inlines(self, request: HttpRequest, obj: SpendAlert | None) -> list[Any]:
+        # a head without rows tells nothing
+        return self.inlines if obj and obj.deliveries.all() else []
+
     @admin.display(description="what happened")
     def summary(self, alert: SpendAlert) -> str:
         return alerts.summarize(alert)
@@ -78,6 +82,10 @@ class WebhookEndpointAdmin(Autocompletes, ModelAdmin):  # type: ignore[misc]
     readonly_fields = ["last_result", "last_tried_at"]
     actions = ["send_test"]
     formfield_overrides = {models.URLField: {"assume_scheme": "https"}}
+
+    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        kwargs.setdefault("help_text", "Whose alerts it is told; empty: those of the whole service.")
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
 
     def get_readonly_fields(self, request: HttpRequest, obj: WebhookEndpoint | None = None) -> list[str]:
         # who is told what must not change under a secret that somebody else holds

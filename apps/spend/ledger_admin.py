@@ -107,8 +107,11 @@ class UsageRecordAdmin(NamesOrganizations, ReadOnly, ModelAdmin):  # type: ignor
     exclude = [field.name for field in UsageRecord._meta.fields if isinstance(field, NanoUsdField)]
     readonly_fields = ["cost", "held_at_most", "saved", "prompt_price", "cached_prompt_price", "completion_price"]
     readonly_fields += ["request_price"]
-    inlines = [CorrectionInline]
     actions_detail = ["explain", "refund"]
+
+    def get_inlines(self, request: HttpRequest, obj: UsageRecord | None) -> list[Any]:
+        # a head without rows tells nothing
+        return [CorrectionInline] if obj and obj.corrections.exists() else []
 
     @action(description="Explain", url_path="explain", permissions=["view"])
     def explain(self, request: HttpRequest, object_id: int) -> HttpResponse:

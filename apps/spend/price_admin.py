@@ -48,7 +48,7 @@ class PriceAdmin(ModelAdmin):  # type: ignore[misc]
     def prompt(self, price: Price) -> str:
         return format_per_million(price.prompt_nanousd_per_token)
 
-    @admin.display(description="cached prompt")
+    @admin.display(description="cached prompt, USD per million")
     def cached_prompt(self, price: Price) -> str:
         return format_per_million(price.cached_prompt_nanousd_per_token)
 
