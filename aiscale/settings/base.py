@@ -190,7 +190,7 @@ DEFAULT_FROM_EMAIL = SERVER_EMAIL = ENV.email_from
 
 LANGUAGE_CODE = "en-us"
 # how the admin writes moments
-FORMAT_MODULE_PATH = "aiscale.formats"
+FORMAT_MODULE_PATH = "aiscale.settings.formats"
 TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "/static/"
