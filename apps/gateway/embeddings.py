@@ -93,7 +93,11 @@ def write_list(result: EmbeddingResult, encoding_format: str) -> dict[str, Any]:
         "object": "list",
         "data": [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)],
         "model": result.model,
-        "usage": {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens},
+        "usage": {
+            "prompt_tokens": result.prompt_tokens,
+            "total_tokens": result.prompt_tokens,
+            "prompt_tokens_details": {"cached_tokens": result.cached_tokens},
+        },
     }
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from apps.gateway import chat_schema, embeddings, moderations, shapes, text_schema
 from apps.gateway.batches import answers as batches
 from apps.gateway.batches import messages as message_batches
+from apps.gateway.batches import shapes as file_batch_shapes
 from apps.gateway.batches.requests import MessageBatchBody
 from apps.gateway.chat_completions import answer_chat
 from apps.gateway.embeddings import answer_embeddings
@@ -289,7 +290,7 @@ _BATCHES = [
         summary="Run a file of requests at half price, within a day",
         request=batches.BatchBody,
         rules=(frozenset(), batches.DEFAULTS_ONLY),
-        response=shapes.Batch,
+        response=file_batch_shapes.Batch,
         example={"input_file_id": "file_...", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
     ),
     Route(
@@ -298,7 +299,7 @@ _BATCHES = [
         answer=batches.answer_list,
         tag="Batches",
         summary="List batches",
-        response=shapes.BatchList,
+        response=file_batch_shapes.BatchList,
         query={"limit": _LIMIT, "after": _ID},
     ),
     Route(
@@ -307,7 +308,7 @@ _BATCHES = [
         answer=batches.answer_batch,
         tag="Batches",
         summary="Describe a batch with its progress",
-        response=shapes.Batch,
+        response=file_batch_shapes.Batch,
     ),
     Route(
         method="POST",
@@ -315,7 +316,7 @@ _BATCHES = [
         answer=batches.answer_cancellation,
         tag="Batches",
         summary="Start no more requests of a batch",
-        response=shapes.Batch,
+        response=file_batch_shapes.Batch,
     ),
 ]
 

@@ -121,6 +121,13 @@ class Batch(Row):
     total_count = models.PositiveIntegerField(default=0)
     completed_count = models.PositiveIntegerField(default=0)
     failed_count = models.PositiveIntegerField(default=0)
+    model = models.CharField(max_length=100, blank=True, default="", db_default="")
+    """The one that all requests of its file ask for; '' where they ask for several, or leave it to us."""
+    input_tokens = models.BigIntegerField(null=True)
+    cached_tokens = models.BigIntegerField(null=True)
+    """Of ``input_tokens``, those that were known."""
+    output_tokens = models.BigIntegerField(null=True)
+    """What its answers used until now; None, as the two above: it is not counted."""
     times = models.JSONField(default=dict)
     """Epoch seconds by name, such as ``in_progress_at``."""
     expires_at = models.DateTimeField()

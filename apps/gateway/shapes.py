@@ -94,10 +94,15 @@ class ChatCompletion(Shape):
     usage: ChatUsage
 
 
+class CachedDetails(Shape):
+    cached_tokens: int
+
+
 class TextUsage(Shape):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: CachedDetails
 
 
 class TextChoice(Shape):
@@ -128,6 +133,7 @@ class Embedding(Shape):
 class EmbeddingUsage(Shape):
     prompt_tokens: int
     total_tokens: int
+    prompt_tokens_details: CachedDetails
 
 
 class EmbeddingList(Shape):
@@ -324,59 +330,6 @@ class File(Shape):
 class FileList(Shape):
     object: Literal["list"]
     data: list[File]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
-class BatchProblem(Shape):
-    code: str
-    line: int | None
-    message: str
-    param: str | None
-
-
-class BatchProblems(Shape):
-    object: Literal["list"]
-    data: list[BatchProblem]
-
-
-class BatchCounts(Shape):
-    total: int
-    completed: int
-    failed: int
-
-
-class Batch(Shape):
-    """A bulk job and how far it is. Times are epoch seconds."""
-
-    id: str
-    object: Literal["batch"]
-    endpoint: str
-    errors: BatchProblems | None
-    input_file_id: str
-    completion_window: Literal["24h"]
-    status: Literal[
-        "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
-    ]
-    output_file_id: str | None
-    error_file_id: str | None
-    created_at: int
-    expires_at: int
-    in_progress_at: int | None
-    finalizing_at: int | None
-    completed_at: int | None
-    failed_at: int | None
-    expired_at: int | None
-    cancelling_at: int | None
-    cancelled_at: int | None
-    request_counts: BatchCounts
-    metadata: dict[str, str]
-
-
-class BatchList(Shape):
-    object: Literal["list"]
-    data: list[Batch]
     first_id: str | None
     last_id: str | None
     has_more: bool

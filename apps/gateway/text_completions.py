@@ -174,4 +174,9 @@ def _choice(index: int, text: str, finish_reason: str | None = None, logprobs: A
 
 def _usage(ends: list[Finished]) -> dict[str, Any]:
     prompt, completion = sum(end.prompt_tokens for end in ends), sum(end.completion_tokens for end in ends)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(end.cached_tokens for end in ends)},
+    }

@@ -35,6 +35,8 @@ class EmbeddingResult(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     dimensions: int
     prompt_tokens: int
+    cached_tokens: int = 0
+    """Of ``prompt_tokens``, those of texts whose vectors were known."""
     headers: dict[str, str]
 
 
@@ -57,6 +59,7 @@ async def embed(request: EmbeddingRequest, caller: Caller) -> EmbeddingResult:
         count=rows.count,
         dimensions=rows.dimensions,
         prompt_tokens=sum(map(len, inputs)),
+        cached_tokens=rows.cached_tokens,
         headers=rows.headers,
     )
 

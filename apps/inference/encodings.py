@@ -30,6 +30,8 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     dimensions: int
     headers: dict[str, str]
+    cached_tokens: int = 0
+    """How many tokens of the request were not encoded for it."""
 
 
 async def encode(
@@ -50,24 +52,30 @@ async def encode(
     model, plan = lanes.apply(caller, model, plan)
     try:
         known = await vectors.find(wish, model, plan, caller, inputs, recalls=True)
-        headers = await _answer(known, model, caller, plan, request_id, source)
+        headers, cached_tokens = await _answer(known, model, caller, plan, request_id, source)
     except admission.Purged:
         known = await vectors.find(wish, model, plan, caller, inputs)
-        headers = await _answer(known, model, caller, plan, request_id, source)
+        headers, cached_tokens = await _answer(known, model, caller, plan, request_id, source)
     data = known.join()
-    return Rows(data=data, count=len(inputs), dimensions=len(data) // 4 // len(inputs), headers=headers)
+    dimensions = len(data) // 4 // len(inputs)
+    return Rows(data=data, count=len(inputs), dimensions=dimensions, headers=headers, cached_tokens=cached_tokens)
 
 
 async def _answer(
     known: Known, model: CatalogModel, caller: Caller, plan: PlanLimits, request_id: str, source: Literal["api", "chat"]
-) -> dict[str, str]:
-    """Have what is missing computed, if anything is. Returns the answer's headers. Raises: AiscaleError; admission.Purged."""
+) -> tuple[dict[str, str], int]:
+    """Have what is missing computed, if anything is. Returns the answer's headers, and how many tokens were known.
+
+    Raises: AiscaleError; admission.Purged.
+    """
+    # once it is filled, all is known
+    cached_tokens = known.cached_tokens
     try:
         if not known.missing:
-            return await known.tell(request_id, source)
+            return await known.tell(request_id, source), cached_tokens
         rows = await _compute(known, model, caller, plan, request_id, source)
         known.fill(rows.data, rows.dimensions)
-        return rows.headers | known.headers
+        return rows.headers | known.headers, cached_tokens
     finally:
         await known.close()
 

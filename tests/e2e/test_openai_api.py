@@ -119,7 +119,9 @@ def test_runs_a_batch_and_survives_kill_9_of_its_process(client: OpenAI, healthy
     time.sleep(1)
     [(jobs, tokens)] = healthy.query(count_answered)
     assert jobs - before[0] == 32
-    assert tokens - before[1] == sum(line["response"]["body"]["usage"]["completion_tokens"] for line in lines)
+    told = sum(line["response"]["body"]["usage"]["completion_tokens"] for line in lines)
+    assert tokens - before[1] == told
+    assert done.usage is not None and (done.usage.output_tokens, done.model) == (told, CHAT_MODEL)
     assert [batch.id for batch in client.batches.list()] == [done.id]
     client.files.delete(file.id)
     with pytest.raises(openai.NotFoundError):

@@ -13,6 +13,7 @@ from aiscale.errors import AiscaleError, Code
 from apps.accounts.callers import Caller, on_thread
 from apps.accounts.models import Organization
 from apps.gateway import parameters
+from apps.gateway.batches import usage
 from apps.gateway.exchange import Exchange
 from apps.gateway.files import keeping
 from apps.gateway.models import Batch
@@ -25,6 +26,8 @@ MAX_OPEN = 50
 
 MESSAGES = "/v1/messages"
 """The endpoint of batches that came in Anthropic's dialect (`apps.gateway.batches.messages`): in OpenAI's they do not exist."""
+WITHOUT_USAGE = frozenset({"/v1/moderations"})
+"""Endpoints whose answers do not say what they used."""
 DEFAULTS_ONLY: dict[str, tuple[Any, ...]] = {"output_expires_after": ()}
 
 
@@ -100,6 +103,7 @@ def _create(caller: Caller, wanted: BatchBody, request_id: str) -> Batch:
         endpoint=wanted.endpoint,
         input_file_id=file.public_id,
         metadata=wanted.metadata,
+        **({} if wanted.endpoint in WITHOUT_USAGE else usage.NOTHING),
         expires_at=now + WINDOW,
     )
 
@@ -157,5 +161,7 @@ def describe(row: Batch) -> dict[str, Any]:
             "completed": row.completed_count,
             "failed": row.failed_count,
         },
+        "model": row.model or None,
+        "usage": usage.describe(row),
         "metadata": row.metadata,
     }

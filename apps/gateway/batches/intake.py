@@ -16,6 +16,7 @@ from apps.gateway.models import Batch, BatchLine
 MAX_LINES = 50_000
 MAX_PROBLEMS = 50
 MAX_CUSTOM_ID_CHARS = 512
+MAX_MODEL_CHARS = 100
 INSERTED_AT_ONCE = 500
 
 _LINE_FIELDS = {"custom_id", "method", "url", "body"}
@@ -41,6 +42,7 @@ def _write(batch: Batch, data: IO[bytes]) -> list[dict[str, Any]]:
     batch.lines.all().delete()
     problems: list[dict[str, Any]] = []
     seen: set[str] = set()
+    models: set[Any] = set()
     rows: list[BatchLine] = []
     for count, (number, text) in enumerate(_iter_lines(data), 1):
         if count > MAX_LINES:
@@ -49,13 +51,15 @@ def _write(batch: Batch, data: IO[bytes]) -> list[dict[str, Any]]:
             )
             break
         try:
-            custom_id, body = _read_line(batch, text, seen)
+            custom_id, asked = _read_line(batch, text, seen)
         except AiscaleError as error:
             problems.append(_problem(error.code.value, error.message, number, error.param))
             if len(problems) >= MAX_PROBLEMS:
                 break
             continue
         seen.add(custom_id)
+        model, body = asked.get("model"), msgspec.json.encode(asked).decode()
+        models.add(model if isinstance(model, str) else None)
         rows.append(BatchLine(batch=batch, number=number, custom_id=custom_id, body=body))
         if len(rows) >= INSERTED_AT_ONCE and not problems:
             BatchLine.objects.bulk_create(rows)
@@ -65,7 +69,14 @@ def _write(batch: Batch, data: IO[bytes]) -> list[dict[str, Any]]:
     if not problems:
         BatchLine.objects.bulk_create(rows)
         batch.total_count = len(seen)
+        batch.model = _name_model(models)
     return problems
+
+
+def _name_model(models: set[Any]) -> str:
+    """Return the one model that is asked for; '' for several, none, or a name that is no model's."""
+    [model, *others] = models
+    return "" if others or model is None or len(model) > MAX_MODEL_CHARS or not model.isprintable() else model
 
 
 def _iter_lines(data: IO[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -83,8 +94,8 @@ def _iter_lines(data: IO[bytes]) -> Iterator[tuple[int, bytes]]:
             line = data.readline(limit + 1)
 
 
-def _read_line(batch: Batch, text: bytes, seen: set[str]) -> tuple[str, str]:
-    """Return a line's custom id and its body as JSON. Raises: AiscaleError."""
+def _read_line(batch: Batch, text: bytes, seen: set[str]) -> tuple[str, dict[str, Any]]:
+    """Return a line's custom id and its body. Raises: AiscaleError."""
     if len(text) > settings.ENV.body_limit_bytes:
         raise _bad(f"The line is larger than {settings.ENV.body_limit_bytes} bytes", None)
     value = parameters.read_object(text)
@@ -107,7 +118,7 @@ def _read_line(batch: Batch, text: bytes, seen: set[str]) -> tuple[str, str]:
         raise _bad("A batch's requests cannot be streamed. Leave stream out", "body.stream")
     if body.get("background"):
         raise _bad("A batch's requests run in the background anyway. Leave background out", "body.background")
-    return custom_id, msgspec.json.encode(body).decode()
+    return custom_id, body
 
 
 def _bad(what: str, param: str | None) -> AiscaleError:

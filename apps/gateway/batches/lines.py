@@ -11,6 +11,7 @@ from django.db.models import F
 from aiscale.errors import AiscaleError, Code
 from aiscale.redis import UNAVAILABLE, unavailable
 from apps.accounts.callers import Caller, on_thread
+from apps.gateway.batches import usage
 from apps.gateway.endpoints import ROUTER
 from apps.gateway.exchange import Exchange
 from apps.gateway.models import Batch, BatchLine
@@ -124,9 +125,12 @@ def _store(line: BatchLine, captured: Captured) -> None:
     """Write the answer and count it, together and once. I/O: one SQL transaction."""
     answer = msgspec.json.encode(captured.value).decode()
     counted = "completed_count" if captured.status == 200 else "failed_count"
+    used = usage.read(captured.value) if captured.status == 200 else {}
     with transaction.atomic():
         stored = BatchLine.objects.filter(pk=line.pk, state=BatchLine.State.RUNNING, attempt=line.attempt).update(
             state=BatchLine.State.DONE, status_code=captured.status, answer=answer
         )
         if stored:
-            Batch.objects.filter(pk=line.batch_id).update(**{counted: F(counted) + 1})
+            # what is null, and so not counted, stays null
+            counts = {name: F(name) + number for name, number in ({counted: 1} | used).items()}
+            Batch.objects.filter(pk=line.batch_id).update(**counts)

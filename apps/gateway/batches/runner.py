@@ -84,6 +84,7 @@ def _validate(batch: Batch) -> None:
         status=status,
         problems=problems,
         total_count=0 if problems else batch.total_count,
+        model="" if problems else batch.model,
         times=batch.times | {f"{status.value}_at": now_s},
         updated_at=timezone.now(),
     )

@@ -37,7 +37,10 @@ async def test_token_ids_say_the_same_as_their_text(cast: Cast) -> None:
     ids = await prompts.encode_prompt(await catalog.get_model(CHAT), "Once upon a time")
     by_text, by_ids = await ask(cast).read_json(), await ask(cast, prompt=ids).read_json()
     assert by_ids["choices"] == by_text["choices"]
-    assert by_ids["usage"] == by_text["usage"] and by_text["usage"]["prompt_tokens"] == len(ids)
+    assert by_ids["usage"]["total_tokens"] == by_text["usage"]["total_tokens"]
+    assert by_ids["usage"]["prompt_tokens"] == by_text["usage"]["prompt_tokens"] == len(ids)
+    # which is why the second one is known
+    assert by_ids["usage"]["prompt_tokens_details"] == {"cached_tokens": len(ids)}
     echoed = await ask(cast, prompt=ids, echo=True).read_json()
     assert echoed["choices"][0]["text"] == "Once upon a time" + by_text["choices"][0]["text"]
 
