@@ -5,12 +5,12 @@ from typing import Any
 
 from aiscale.errors import AiscaleError, Code
 from apps.accounts import callers
-from apps.accounts.callers import Caller
+from apps.accounts.callers import Caller, PlanLimits
 from apps.gateway.dialects import ANTHROPIC
 from apps.gateway.exchange import Exchange
 from apps.gateway.messages import pages
 from apps.gateway.parameters import QUERIES_OF_CLIENTS, read_query
-from apps.inference import catalog, moderation, prompts
+from apps.inference import catalog, completions, moderation, prompts
 from apps.inference.catalog import CatalogModel
 
 
@@ -20,10 +20,11 @@ async def answer_models(exchange: Exchange, caller: Caller, body: bytes) -> None
     Raises: AiscaleError (INVALID_REQUEST; NOT_FOUND for an id that is not in the list)."""
     query = read_query(exchange.query_string, known=pages.PARAMETERS, defaults_only=QUERIES_OF_CLIENTS)
     page = pages.read_page(query)
-    allowed = await catalog.list_models(await callers.get_plan(caller.plan))
+    plan = await callers.get_plan(caller.plan)
+    allowed = await catalog.list_models(plan)
     models = [model for model in allowed if caller.allows(model.slug)]
     if exchange.dialect is ANTHROPIC:
-        await exchange.send_json(200, pages.cut([_describe_to_anthropic(model) for model in models], page))
+        await exchange.send_json(200, pages.cut([_describe_to_anthropic(model, plan) for model in models], page))
         return
     data = [_describe(model) for model in models]
     asked = pages.cut(data, page) if any(name in query for name in pages.PARAMETERS) else {"data": data}
@@ -37,8 +38,8 @@ async def answer_model(exchange: Exchange, caller: Caller, body: bytes) -> None:
     model = await catalog.get_model(slug)
     if not (plan.allows(model.slug) and caller.allows(model.slug)):
         raise AiscaleError(Code.MODEL_NOT_FOUND, f"The model {slug[:100]!r} does not exist.", param="model")
-    describe = _describe_to_anthropic if exchange.dialect is ANTHROPIC else _describe
-    await exchange.send_json(200, describe(model))
+    value = _describe_to_anthropic(model, plan) if exchange.dialect is ANTHROPIC else _describe(model)
+    await exchange.send_json(200, value)
 
 
 async def refuse_model_deletion(exchange: Exchange, caller: Caller, body: bytes) -> None:
@@ -95,11 +96,21 @@ def find_labels(model: CatalogModel) -> list[str]:
         return []
 
 
-def _describe_to_anthropic(model: CatalogModel) -> dict[str, Any]:
+def _describe_to_anthropic(model: CatalogModel, plan: PlanLimits) -> dict[str, Any]:
+    """Say what Anthropic's clients know: what is in the catalog is active, and belongs to none of Anthropic's lines."""
+    writes = model.kind == "generate"
+    context = completions.count_context_tokens(model, plan) if writes else model.context_tokens
     created = datetime.fromtimestamp(model.created_at_s, UTC)
     return {
         "type": "model",
         "id": model.slug,
         "display_name": model.name,
         "created_at": f"{created:%Y-%m-%dT%H:%M:%SZ}",
+        "lifecycle": "active",
+        "deprecated_at": None,
+        "retires_at": None,
+        "line": None,
+        "max_input_tokens": context,
+        "max_tokens": min(plan.max_output_tokens, context) if writes else None,
+        "capabilities": None,
     }

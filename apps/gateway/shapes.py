@@ -45,6 +45,8 @@ class PromptDetails(Shape):
 class CompletionDetails(Shape):
     reasoning_tokens: int
     audio_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
 
 
 class ChatUsage(Shape):
@@ -246,6 +248,8 @@ class Response(Shape):
     user: str | None
     safety_identifier: str | None
     prompt_cache_key: str | None
+    prompt_cache_retention: None = None
+    """Not there in responses that were stored by an earlier version."""
 
 
 class InputMessage(Shape, tag_field="type", tag="message"):
@@ -286,12 +290,20 @@ class ToolUseBlock(Shape, tag_field="type", tag="tool_use"):
     input: dict[str, Any]
 
 
+class MessageCacheCreation(Shape):
+    ephemeral_5m_input_tokens: int
+    ephemeral_1h_input_tokens: int
+
+
 class MessageUsage(Shape):
     input_tokens: int
+    cache_creation: MessageCacheCreation
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
-    service_tier: str
+    server_tool_use: None
+    service_tier: Literal["standard", "batch"]
+    inference_geo: None
 
 
 class Message(Shape):
@@ -302,8 +314,11 @@ class Message(Shape):
     role: Literal["assistant"]
     model: str
     content: list[TextBlock | ToolUseBlock]
+    container: None
+    diagnostics: None
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
     stop_sequence: str | None
+    stop_details: None
     usage: MessageUsage
 
 

@@ -14,6 +14,8 @@ from apps.inference.call_readers import ObjectEnd
 from apps.inference.completions import CompletionRequest, Run
 from apps.inference.tools import read_arguments
 
+STANDARD = "standard"
+"""The tier of what is no line of a batch."""
 _TEXT = "text"
 
 
@@ -46,7 +48,8 @@ async def answer_messages(exchange: Exchange, caller: Caller, body: bytes) -> No
             content: list[dict[str, Any]] = [{"type": "text", "text": text}] if text or not calls else []
             content += [_describe_call(call, read_arguments(call.arguments) or {}) for call in calls.list_all()]
             ending = _ending(event, called=bool(calls))
-            value = _make_message(run) | {"content": content, **ending, "usage": _usage(event)}
+            tier = "batch" if caller.lane == "batch" else STANDARD
+            value = _make_message(run, tier) | {"content": content, **ending, "usage": _usage(event, tier)}
             await exchange.send_json(200, value, run.headers)
 
 
@@ -84,7 +87,7 @@ class Stream:
                 if event is not None and not isinstance(event, Delta | Finished):
                     continue
                 await self._exchange.start_stream(self._run.headers)
-                await self._say("message_start", message=_make_message(self._run))
+                await self._say("message_start", message=_make_message(self._run, STANDARD))
             if event is None:
                 await self._say("ping")
             elif isinstance(event, Delta):
@@ -93,7 +96,9 @@ class Stream:
                 if not self._blocks:
                     await self._begin(_TEXT, {"type": "text", "text": ""})
                 await self._close(set(self._open))
-                await self._say("message_delta", delta=_ending(event, called=bool(self._inputs)), usage=_usage(event))
+                await self._say(
+                    "message_delta", delta=_ending(event, called=bool(self._inputs)), usage=_usage(event, STANDARD)
+                )
         await self._say("message_stop")
         await self._exchange.end_stream()
 
@@ -137,38 +142,44 @@ def _describe_call(call: ToolCallPart, value: dict[str, Any]) -> dict[str, Any]:
     return {"type": "tool_use", "id": call.id, "name": call.name, "input": value}
 
 
-def _make_message(run: Run) -> dict[str, Any]:
+def _make_message(run: Run, tier: str) -> dict[str, Any]:
     return {
         "id": f"msg_{run.job_id.removeprefix('job_')}",
         "type": "message",
         "role": "assistant",
         "model": run.model,
         "content": [],
+        "container": None,
+        "diagnostics": None,
         "stop_reason": None,
         "stop_sequence": None,
-        "usage": {
-            "input_tokens": run.prompt_tokens,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
-            "output_tokens": 0,
-            "service_tier": "standard",
-        },
+        "stop_details": None,
+        "usage": _count(tier, run.prompt_tokens),
     }
 
 
 def _ending(event: Finished, *, called: bool) -> dict[str, Any]:
+    reason, sequence = "tool_use" if called else "end_turn", None
     if event.finish_reason == "length":
-        return {"stop_reason": "max_tokens", "stop_sequence": None}
-    if event.stop_sequence is not None:
-        return {"stop_reason": "stop_sequence", "stop_sequence": event.stop_sequence}
-    return {"stop_reason": "tool_use" if called else "end_turn", "stop_sequence": None}
+        reason = "max_tokens"
+    elif event.stop_sequence is not None:
+        reason, sequence = "stop_sequence", event.stop_sequence
+    # details are of refusals, and containers of tools that run on the server: there are neither
+    return {"stop_reason": reason, "stop_sequence": sequence, "stop_details": None, "container": None}
 
 
-def _usage(event: Finished) -> dict[str, Any]:
+def _usage(event: Finished, tier: str) -> dict[str, Any]:
+    return _count(tier, event.prompt_tokens - event.cached_tokens, event.cached_tokens, event.completion_tokens)
+
+
+def _count(tier: str, fresh_tokens: int, cached_tokens: int = 0, output_tokens: int = 0) -> dict[str, Any]:
     return {
-        "input_tokens": event.prompt_tokens - event.cached_tokens,
+        "input_tokens": fresh_tokens,
+        "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": event.cached_tokens,
-        "output_tokens": event.completion_tokens,
-        "service_tier": "standard",
+        "cache_read_input_tokens": cached_tokens,
+        "output_tokens": output_tokens,
+        "server_tool_use": None,
+        "service_tier": tier,
+        "inference_geo": None,
     }

@@ -41,6 +41,7 @@ def make_head(wanted: ResponseBody, run: Run, response_id: str) -> dict[str, Any
         "user": wanted.user,
         "safety_identifier": wanted.safety_identifier,
         "prompt_cache_key": wanted.prompt_cache_key,
+        "prompt_cache_retention": None,
     }
 
 

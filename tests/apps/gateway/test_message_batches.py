@@ -71,6 +71,7 @@ async def test_a_batch_is_run_and_its_results_are_told(cast: Cast) -> None:
     assert [results[name]["type"] for name in ("r-1", "r-2", "r-3")] == ["succeeded", "errored", "succeeded"]
     message = results["r-1"]["message"]
     assert message["type"] == "message" and message["content"][0]["text"] and message["usage"]["output_tokens"] == 3
+    assert message["usage"]["service_tier"] == "batch"
     assert results["r-2"]["error"]["error"]["type"] == "invalid_request_error"
     await wait_for_charges(cast, 2)
     assert await on_thread(UsageRecord.objects.filter(source="batch").count) == 2

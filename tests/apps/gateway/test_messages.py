@@ -49,7 +49,10 @@ async def test_the_events_of_a_stream(cast: Cast) -> None:
     assert set(kinds[3:-3]) == {"content_block_delta"}
     assert "".join(event["delta"]["text"] for event in events[3:-3]) == whole["content"][0]["text"]
     assert count_input(events[0]["message"]) == count_input(whole)
-    assert events[-2]["delta"] == {"stop_reason": "max_tokens", "stop_sequence": None}
+    nothing = {"stop_sequence": None, "stop_details": None, "container": None}
+    assert events[-2]["delta"] == {"stop_reason": "max_tokens", **nothing}
+    assert nothing.items() <= whole.items()
+    assert events[0]["message"].keys() == whole.keys() and events[0]["message"]["usage"].keys() == whole["usage"].keys()
     assert count_input(events[-2]) == count_input(whole)
     assert events[-2]["usage"]["output_tokens"] == whole["usage"]["output_tokens"]
 

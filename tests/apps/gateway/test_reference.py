@@ -5,7 +5,11 @@ import json
 import re
 from typing import Any
 
+import anthropic.types.messages
 import msgspec
+import openai.types.chat
+import openai.types.responses
+import pydantic
 import pytest
 from django.test import Client
 from drf_spectacular.validation import validate_schema
@@ -13,9 +17,29 @@ from drf_spectacular.validation import validate_schema
 from apps.gateway import shapes
 from apps.gateway.endpoints import ROUTER
 from apps.gateway.errors import STATUSES
+from apps.gateway.messages import batch_shapes
 from apps.gateway.reference import document, examples
 from tests.apps.conftest import Cast
 from tests.apps.gateway.driver import Exchange
+
+OFFICIAL: dict[Any, Any] = {
+    shapes.ChatCompletion: openai.types.chat.ChatCompletion,
+    shapes.TextCompletion: openai.types.Completion,
+    shapes.EmbeddingList: openai.types.CreateEmbeddingResponse,
+    shapes.Moderation: openai.types.ModerationCreateResponse,
+    shapes.Response: openai.types.responses.Response,
+    shapes.InputTokenCount: openai.types.responses.InputTokenCountResponse,
+    shapes.Message: anthropic.types.Message,
+    shapes.TokenCount: anthropic.types.MessageTokensCount,
+    batch_shapes.MessageBatch: anthropic.types.messages.MessageBatch,
+}
+"""What the official clients read answers as. They construct it without a check: a field that is missing fails in the caller's program."""
+
+EVENTS: dict[str, Any] = {
+    "/v1/chat/completions": openai.types.chat.ChatCompletionChunk,
+    "/v1/responses": openai.types.responses.ResponseStreamEvent,
+    "/v1/messages": anthropic.types.RawMessageStreamEvent,
+}
 
 
 def test_the_document_names_every_route_and_is_valid() -> None:
@@ -52,8 +76,8 @@ def test_parameters_come_from_the_types_that_read_them() -> None:
 
 
 async def test_answers_have_the_shapes_that_are_documented(cast: Cast, worker: None) -> None:
-    async def ask(method: str, path: str, value: Any = None) -> bytes:
-        exchange = Exchange(method, path, key=cast.raw, value=value)
+    async def ask(method: str, path: str, value: Any = None, **headers: str) -> bytes:
+        exchange = Exchange(method, path, key=cast.raw, value=value, headers=headers)
         body = await exchange.read()
         assert exchange.status == 200, body
         return body
@@ -64,11 +88,32 @@ async def test_answers_have_the_shapes_that_are_documented(cast: Cast, worker: N
         body = await ask("POST", route.path, dict(route.example or {}))
         if route.response is not None:
             msgspec.json.decode(body, type=route.response)
+            OFFICIAL[route.response].model_validate_json(body)
         if route.path == "/v1/responses":
             stored = json.loads(body)["id"]
     msgspec.json.decode(await ask("GET", f"/v1/responses/{stored}"), type=shapes.Response)
     msgspec.json.decode(await ask("GET", f"/v1/responses/{stored}/input_items"), type=shapes.InputItemList)
-    msgspec.json.decode(await ask("GET", "/v1/models"), type=shapes.ModelList)
+    listed = await ask("GET", "/v1/models")
+    assert [openai.types.Model.model_validate(item) for item in json.loads(listed)["data"]]
+    msgspec.json.decode(listed, type=shapes.ModelList)
+    models = json.loads(await ask("GET", "/v1/models", **{"anthropic-version": "2023-06-01"}))["data"]
+    told = {item["id"]: anthropic.types.ModelInfo.model_validate(item) for item in models}
+    chat, embed = told["smollm2-135m-instruct"], told["all-minilm-l6-v2"]
+    assert chat.max_tokens and chat.max_input_tokens and chat.max_tokens <= chat.max_input_tokens
+    assert (chat.lifecycle, embed.max_tokens) == ("active", None)
+
+
+@pytest.mark.parametrize("path", EVENTS)
+async def test_events_are_what_the_official_clients_read(cast: Cast, worker: None, path: str) -> None:
+    reader = pydantic.TypeAdapter[Any](EVENTS[path])
+    [example] = [route.example for route in ROUTER.routes if (route.method, route.path) == ("POST", path)]
+    exchange = Exchange("POST", path, key=cast.raw, value={**(example or {}), "stream": True})
+    body = await exchange.read()
+    assert exchange.status == 200, body
+    events = [line.removeprefix(b"data: ") for line in body.splitlines() if line.startswith(b"data: ")]
+    # clients drop pings before they read them
+    told = [reader.validate_json(event) for event in events if event != b"[DONE]" and b'"ping"' not in event]
+    assert len(told) > 2
 
 
 @pytest.mark.django_db
