@@ -62,7 +62,7 @@ async def test_known_tokens_are_told_apart(cast: Cast, endpoint: str, bodies: li
         assert done.usage is not None and done.usage.input_tokens_details.cached_tokens > 0
 
 
-@pytest.mark.parametrize("other", ["another", "no\0name", "long" * 100])
+@pytest.mark.parametrize("other", ["another", "no\nname", "long" * 100])
 async def test_a_model_is_named_where_all_ask_for_one_that_may_be(cast: Cast, other: str) -> None:
     mixed = await run(cast, [make_line(1), make_line(2, model=other, messages=[])])
     assert mixed.model is None and mixed.usage is not None and mixed.usage.output_tokens == 3
