@@ -1,6 +1,7 @@
 // The chat page: what is written goes out over the socket, what comes in goes into the thread. The server renders markdown.
 import * as drafts from "./drafts.js";
 import { dress, setSource, setVersions, watchMessages } from "./messages.js";
+import "./shortcuts.js";
 import * as sidebar from "./sidebar.js";
 import { ChatSocket } from "./socket.js";
 import { growTail, showTail } from "./tails.js";
@@ -382,7 +383,7 @@ document.querySelectorAll("[data-starter]").forEach((button) => button.addEventL
 }));
 
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || event.defaultPrevented || byId("manage").open) return;
+  if (event.key !== "Escape" || event.defaultPrevented || document.querySelector("dialog[open]")) return;
   // a menu with the focus in it closes by itself (site.js), and nothing else does
   if (document.activeElement?.closest("details.menu[open]")) return;
   if (byId("chat-menu").open) byId("chat-menu").open = false;

@@ -22,9 +22,10 @@ async function put(text) {
   }
 }
 
-// The button says for a moment how it went.
+// The button says for a moment how it went; so does what is returned.
 export async function copy(button, text) {
   const label = button.dataset.label ?? (button.dataset.label = button.textContent);
   button.textContent = (await put(text)) ? "Copied" : "Select and copy by hand";
   setTimeout(() => { button.textContent = label; }, 1800);
+  return button.textContent;
 }

@@ -47,6 +47,15 @@ export function setSource(article, words) {
   if (source) source.textContent = words;
 }
 
+// Copy the last answer that has words, and say how it went.
+export async function copyAnswer(articles, tell) {
+  const answer = articles.findLast((article) => article.querySelector(".source")?.textContent);
+  if (!answer) return;
+  const button = answer.querySelector("[data-act=copy]");
+  button.scrollIntoView({ block: "nearest" });
+  tell(await copy(button, answer.querySelector(".source").textContent));
+}
+
 function edit(article, button, send) {
   const body = article.querySelector(".body");
   const form = document.createElement("form");

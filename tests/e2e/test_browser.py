@@ -269,6 +269,57 @@ def test_works_with_the_keyboard_alone(page: Page) -> None:
     expect(page.locator('.message.assistant[data-status="stopped"]')).to_have_count(1)
 
 
+def test_shortcuts_act_where_nobody_writes(page: Page, healthy: Stack) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=healthy.base_url)
+    sign_up(page, "moe")
+    written, dialog = page.get_by_label("Your message"), page.get_by_role("dialog", name="Keyboard shortcuts")
+    # keys that are written are written
+    page.keyboard.type("cn/?")
+    expect(written).to_have_value("cn/?")
+    expect(dialog).to_be_hidden()
+    written.fill("")
+    ask(page, STORY)
+    answer = page.locator(".message.assistant").last
+    expect(answer.locator(".body")).not_to_be_empty()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Stop")).to_be_focused()
+    page.keyboard.press("?")
+    expect(dialog).to_be_visible()
+    # the dialog has the keys to itself: Escape closes it, and stops no answer
+    page.keyboard.press("n")
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    expect(page.get_by_role("button", name="Stop")).to_be_focused()
+    expect(answer).to_have_attribute("data-status", "pending")
+    page.keyboard.press("/")
+    expect(written).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(answer).to_have_attribute("data-status", "stopped")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("c")
+    expect(page.locator("#announcer")).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == answer.locator(".source").text_content()
+    # whoever speaks to the computer, or slips, turns them off
+    opener = page.get_by_role("button", name="All shortcuts")
+    opener.press("Enter")
+    page.get_by_label("Single keys are on").press("Space")
+    page.get_by_role("button", name="Close", exact=True).press("Enter")
+    expect(opener).to_be_focused()
+    url = page.url
+    page.keyboard.press("n")
+    page.reload()
+    assert page.url == url
+    page.wait_for_load_state()
+    opener.press("Enter")
+    page.get_by_label("Single keys are on").press("Space")
+    page.keyboard.press("Escape")
+    expect(opener).to_be_focused()
+    page.keyboard.press("n")
+    expect(page.get_by_role("heading", name="What would you like to know?")).to_be_visible()
+    page.wait_for_load_state()
+
+
 def test_waits_for_an_answer_and_says_so_as_long_as_that_is_true(page: Page) -> None:
     sign_up(page, "gil")
     ask(page, STORY)
