@@ -19,9 +19,13 @@ import openai
 import psutil
 import psycopg
 import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
 from redis import Redis
 
 from aiscale.embedded_urls import embedded_database_url, embedded_redis_url
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "deploy"))
+from browser import find_browser
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAT_MODEL = "smollm2-135m-instruct"
@@ -205,3 +209,27 @@ def admin(stack: Stack) -> tuple[str, str]:
     password = re.search(r"password:\s+(\S+)", stack.output)
     assert email and password, stack.output
     return email[1], password[1]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = find_browser()
+    assert path, "make test installs Chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, healthy: Stack, tmp_path: Path) -> Iterator[Page]:
+    context = browser.new_context(base_url=healthy.base_url)
+    context.set_default_timeout(30_000)
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    yield page
+    context.close()
+    # a browser reports each refused connection by itself, while a killed server comes back
+    assert [text for text in problems if "WebSocket connection" not in text] == []

@@ -1,65 +1,14 @@
 """A person in a real Chromium: signs up, chats, sees tokens arrive, stops an answer, and finds it after a reload."""
 
-import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.conftest import ROOT, Stack
-
-sys.path.insert(0, str(ROOT / "deploy"))
-from browser import find_browser
+from tests.e2e.conftest import Stack
+from tests.e2e.visitor import PASSWORD, STORY, ask, sign_up
 
 pytestmark = [pytest.mark.stack, pytest.mark.browser]
-STORY = "Write a long story about a dragon, with many chapters."
-PASSWORD = "correct horse 9 battery"
-# two stacks on two slow cores take longer for an answer than the five seconds that are Playwright's own
-expect.set_options(timeout=20_000)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = find_browser()
-    assert path, "make test installs Chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser, healthy: Stack, tmp_path: Path) -> Iterator[Page]:
-    context = browser.new_context(base_url=healthy.base_url)
-    context.set_default_timeout(30_000)
-    page = context.new_page()
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    yield page
-    context.close()
-    # a browser reports each refused connection by itself, while a killed server comes back
-    assert [text for text in problems if "WebSocket connection" not in text] == []
-
-
-def sign_up(page: Page, name: str) -> None:
-    page.goto("/")
-    page.get_by_role("link", name="Make an account").click()
-    page.get_by_label("Email").fill(f"{name}-{time.time_ns()}@example.com")
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("button", name="Sign up").click()
-    expect(page.get_by_role("heading", name="What would you like to know?")).to_be_visible()
-    # Enter sends once the page's script has run
-    page.wait_for_load_state()
-
-
-def ask(page: Page, words: str) -> None:
-    # Enter sends once the page's script has run
-    page.wait_for_load_state()
-    page.get_by_label("Your message").fill(words)
-    page.keyboard.press("Enter")
 
 
 def test_signs_up_chats_stops_and_reloads(page: Page) -> None:
@@ -252,74 +201,6 @@ def test_a_text_that_is_too_long_stays_whole(page: Page) -> None:
     expect(page.locator('.message.assistant[data-status="complete"]')).to_have_count(1)
 
 
-def test_works_with_the_keyboard_alone(page: Page) -> None:
-    sign_up(page, "dan")
-    expect(page.get_by_label("Your message")).to_be_focused()
-    page.keyboard.type("Say hello.")
-    page.keyboard.press("Shift+Enter")
-    page.keyboard.type("Be brief.")
-    page.keyboard.press("Enter")
-    expect(page.locator(".message.user")).to_contain_text("Be brief.")
-    expect(page.locator('.message.assistant[data-status="complete"]')).to_have_count(1)
-    expect(page.get_by_label("Your message")).to_be_focused()
-    page.keyboard.type(STORY)
-    page.keyboard.press("Enter")
-    expect(page.locator('.message.assistant[data-status="pending"] .body')).not_to_be_empty()
-    page.keyboard.press("Escape")
-    expect(page.locator('.message.assistant[data-status="stopped"]')).to_have_count(1)
-
-
-def test_shortcuts_act_where_nobody_writes(page: Page, healthy: Stack) -> None:
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=healthy.base_url)
-    sign_up(page, "moe")
-    written, dialog = page.get_by_label("Your message"), page.get_by_role("dialog", name="Keyboard shortcuts")
-    # keys that are written are written
-    page.keyboard.type("cn/?")
-    expect(written).to_have_value("cn/?")
-    expect(dialog).to_be_hidden()
-    written.fill("")
-    ask(page, STORY)
-    answer = page.locator(".message.assistant").last
-    expect(answer.locator(".body")).not_to_be_empty()
-    page.keyboard.press("Tab")
-    page.keyboard.press("Tab")
-    expect(page.get_by_role("button", name="Stop")).to_be_focused()
-    page.keyboard.press("?")
-    expect(dialog).to_be_visible()
-    # the dialog has the keys to itself: Escape closes it, and stops no answer
-    page.keyboard.press("n")
-    page.keyboard.press("Escape")
-    expect(dialog).to_be_hidden()
-    expect(page.get_by_role("button", name="Stop")).to_be_focused()
-    expect(answer).to_have_attribute("data-status", "pending")
-    page.keyboard.press("/")
-    expect(written).to_be_focused()
-    page.keyboard.press("Escape")
-    expect(answer).to_have_attribute("data-status", "stopped")
-    page.keyboard.press("Shift+Tab")
-    page.keyboard.press("c")
-    expect(page.locator("#announcer")).to_have_text("Copied")
-    assert page.evaluate("navigator.clipboard.readText()") == answer.locator(".source").text_content()
-    # whoever speaks to the computer, or slips, turns them off
-    opener = page.get_by_role("button", name="All shortcuts")
-    opener.press("Enter")
-    page.get_by_label("Single keys are on").press("Space")
-    page.get_by_role("button", name="Close", exact=True).press("Enter")
-    expect(opener).to_be_focused()
-    url = page.url
-    page.keyboard.press("n")
-    page.reload()
-    assert page.url == url
-    page.wait_for_load_state()
-    opener.press("Enter")
-    page.get_by_label("Single keys are on").press("Space")
-    page.keyboard.press("Escape")
-    expect(opener).to_be_focused()
-    page.keyboard.press("n")
-    expect(page.get_by_role("heading", name="What would you like to know?")).to_be_visible()
-    page.wait_for_load_state()
-
-
 def test_waits_for_an_answer_and_says_so_as_long_as_that_is_true(page: Page) -> None:
     sign_up(page, "gil")
     ask(page, STORY)
@@ -386,26 +267,6 @@ def test_instructions_are_kept_and_heeded(page: Page) -> None:
     page.get_by_role("link", name="Back to the chat").click()
     ask(page, "What is a cell?")
     expect(page.locator('.message.assistant[data-status="complete"]')).to_have_count(1)
-
-
-def test_the_drawer_of_a_phone_keeps_the_keyboard_and_gives_it_back(page: Page) -> None:
-    page.set_viewport_size({"width": 390, "height": 844})
-    sign_up(page, "kim")
-    opener = page.get_by_role("button", name="Show conversations")
-    opener.press("Enter")
-    expect(page.get_by_role("button", name="Close the list")).to_be_focused()
-    inside = "document.activeElement === document.body || document.activeElement.closest('#sidebar, .skip') !== null"
-    for _ in range(12):
-        page.keyboard.press("Tab")
-        assert page.evaluate(inside)
-    # a menu within it closes first
-    page.locator(".side-foot summary").press("Enter")
-    page.keyboard.press("Escape")
-    expect(page.locator(".side-foot details")).not_to_have_attribute("open", "")
-    expect(opener).to_have_attribute("aria-expanded", "true")
-    page.keyboard.press("Escape")
-    expect(opener).to_be_focused()
-    expect(opener).to_have_attribute("aria-expanded", "false")
 
 
 def test_the_admin_names_its_fields_and_fits_a_phone(page: Page, admin: tuple[str, str]) -> None:
