@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from django.db.models import QuerySet
+
 from apps.chat.models import Conversation, Message
 
 SPEAKERS = {Message.Role.USER.value: "You", Message.Role.ASSISTANT.value: "Answer"}
@@ -17,12 +19,18 @@ def write_markdown(conversation: Conversation) -> Iterator[str]:
 
 
 def write_json(conversation: Conversation) -> Iterator[str]:
-    """Yield all messages, those that were replaced included. I/O: SQL, in pieces."""
+    """Yield all messages, those that were replaced included; ``follows`` is the id of the message that each one came after.
+
+    I/O: SQL, in pieces.
+    """
     head = {"id": conversation.public_id, "title": conversation.title, "model": conversation.model}
     head["created_at"] = conversation.created_at.isoformat()
     yield json.dumps(head, ensure_ascii=False)[:-1] + ', "messages": ['
-    for number, row in enumerate(_iter_rows(conversation)):
-        yield (",\n" if number else "\n") + json.dumps(_describe(row), ensure_ascii=False)
+    ids: dict[int, str] = {}
+    for row in _iter_rows(conversation):
+        told = _describe(row) | {"follows": ids.get(row.parent)}
+        yield (",\n" if ids else "\n") + json.dumps(told, ensure_ascii=False)
+        ids[row.position] = row.public_id
     yield "\n]}\n"
 
 
@@ -33,8 +41,9 @@ FORMATS: dict[str, tuple[Callable[[Conversation], Iterator[str]], str, str]] = {
 """Writer, content type and ending of each format."""
 
 
-def _iter_rows(conversation: Conversation, **only: Any) -> Iterator[Message]:
-    return conversation.messages.filter(**only).order_by("position").iterator(chunk_size=200)
+def _iter_rows(conversation: Conversation, **only: Any) -> Iterator[Any]:
+    rows: QuerySet[Message] = conversation.messages.with_parent().filter(**only)
+    return rows.order_by("position").iterator(chunk_size=200)
 
 
 def _describe(row: Message) -> dict[str, Any]:

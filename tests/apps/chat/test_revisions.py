@@ -124,6 +124,8 @@ async def test_a_conversation_is_found_renamed_in_place_and_saved(cast: Cast) ->
         saved = browser.get(path + "export/?format=json")
         told = json.loads(b"".join(saved.streaming_content))
         assert [each["was_replaced"] for each in told["messages"]] == [False, True, False]
+        question = first.question_id
+        assert [each["follows"] for each in told["messages"]] == [None, question, question]
         assert "attachment" in saved["Content-Disposition"]
         text = b"".join(browser.get(path + "export/?format=nonsense").streaming_content).decode()
         assert "## You\n\nWhere do whales sleep?" in text and "Answer to" not in text

@@ -165,6 +165,8 @@ async def test_pages_search_and_files_hold_what_is_shown(cast: Cast) -> None:
         assert "Answer to Whales" in text and "Dolphins" not in text
         told = json.loads(b"".join(browser.get(path + "json").streaming_content))
         assert [each["was_replaced"] for each in told["messages"]] == [False, False, True, True]
+        follows = [each["follows"] for each in told["messages"]]
+        assert follows == [None, first.question_id, None, edited.question_id]
         browser.post(f"/c/{first.conversation_id}/delete/")
         assert not Message.objects.exists()
 
