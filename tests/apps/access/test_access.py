@@ -41,7 +41,7 @@ FRAMES = [
     ("ping", "alive"),
 ]
 """What is sent: a frame, and what of Acme it names. The conversation and the message are the member's."""
-PARTS = ("admin/", "account", "api/", "")
+PARTS = ("admin/accounts/", "admin/spend/", "admin/", "account", "api/", "")
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "accounts/login/"): {"login": "nobody@example.com", "password": "x"},
     ("POST", "accounts/signup/"): {"email": "new@example.com", "password1": "correct horse 9 battery"},
