@@ -122,7 +122,7 @@ def test_a_killed_server_costs_no_answer_and_no_charge(client: OpenAI, healthy: 
 
 
 @pytest.mark.quiet
-def test_the_global_kill_switch_ends_a_running_stream_within_a_second(client: OpenAI, healthy: Stack) -> None:
+def test_the_global_kill_switch_ends_a_running_stream(client: OpenAI, healthy: Stack) -> None:
     stream = open_stream(client, 900)
     next(stream)
     tripping = subprocess.Popen(
@@ -142,11 +142,12 @@ def test_the_global_kill_switch_ends_a_running_stream_within_a_second(client: Op
         tripping.wait(20)
         healthy.manage("killswitch", "release", "site")
     assert client.chat.completions.create(model=CHAT_MODEL, messages=LONG, max_tokens=2).choices
-    [(tripped_at, finished_at)] = healthy.query(
-        """SELECT k.tripped_at, u.occurred_at FROM spend_killswitch k, spend_usagerecord u
+    # that it takes less than a second is asked of a hundred streams (tests/apps/gateway/test_kill.py)
+    [(was_after,)] = healthy.query(
+        """SELECT u.occurred_at > k.tripped_at FROM spend_killswitch k, spend_usagerecord u
            WHERE u.finish_reason = 'killed' ORDER BY k.tripped_at DESC, u.occurred_at DESC LIMIT 1"""
     )
-    assert (finished_at - tripped_at).total_seconds() < 1
+    assert was_after
     check_ledger(healthy)
 
 

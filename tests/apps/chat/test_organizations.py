@@ -86,7 +86,7 @@ async def test_roles_and_strangers(cast: Cast, acme: Organization) -> None:
 
 
 @pytest.mark.usefixtures("worker")
-async def test_who_is_removed_stops_spending_within_a_second(cast: Cast, acme: Organization) -> None:
+async def test_who_is_removed_stops_spending_with_the_next_sweep(cast: Cast, acme: Organization) -> None:
     bob = await on_thread(lambda: add(acme, "member"))
     talk = await open_talk(bob)
     await talk.tell(**ask(organization_id=acme.public_id))

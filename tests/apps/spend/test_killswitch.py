@@ -23,11 +23,10 @@ from tests.apps.spend.cast import ADA, BOB, MODEL, make_ask, make_caller, make_o
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-@pytest.mark.quiet
 @pytest.mark.parametrize(
     "scope", ["site", f"model:{MODEL}", "plan:free", "organization:{}", "key:{key}", "provider:local"]
 )
-async def test_it_refuses_within_a_second_and_lets_go_again(scope):
+async def test_it_refuses_the_very_next_request_and_lets_go_again(scope):
     organization = await stage()
     key = await on_thread(lambda: make_key(organization))
     caller, scope = (
@@ -35,11 +34,9 @@ async def test_it_refuses_within_a_second_and_lets_go_again(scope):
         scope.format(organization.public_id, key=key.public_id),
     )
     await admit(make_ask(caller))
-    started = time.monotonic()
     await on_thread(lambda: killswitch.trip(scope, reason="An incident", by=ADA))
     with pytest.raises(AiscaleError) as refusal:
         await admit(make_ask(caller))
-    assert time.monotonic() - started < 1
     assert (refusal.value.code, "An incident" in refusal.value.message) == (Code.KILLED, True)
     await on_thread(lambda: killswitch.release(scope, by=BOB, reason="It is over"))
     await admit(make_ask(caller))
