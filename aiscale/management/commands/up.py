@@ -1,3 +1,5 @@
+import os
+import sys
 from typing import Any
 
 from django.conf import settings
@@ -18,5 +20,10 @@ class Command(BaseCommand):
             raise CommandError(f"aiscale: {error}") from error
 
     def _say(self, line: str) -> None:
-        self.stdout.write(line)
-        self.stdout.flush()
+        """Say a line to whoever still listens: nothing ends, or ends badly, because a pipe's reader or a terminal is gone."""
+        try:
+            self.stdout.write(line)
+            self.stdout.flush()
+        except OSError:
+            # what could not be written would be tried once more when this process ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
